@@ -1,0 +1,1 @@
+"""From audio files to the feature store: catalog, decoding, planning, Dask jobs, storage, command line."""

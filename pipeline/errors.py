@@ -1,0 +1,80 @@
+"""Errors of the pipeline, grouped by what the one who meets them can do."""
+
+import difflib
+from collections.abc import Iterable
+
+from features.errors import MirstoreError
+
+
+class CatalogError(MirstoreError):
+    """The catalog says something impossible; edit the file."""
+
+
+class AudioError(MirstoreError):
+    """One audio file cannot be used; replace or repair that file.
+
+    Parameters
+    ----------
+    uri
+        The file.
+    stage
+        Where it failed: ``open``, ``decode``, ``feature`` or ``worker``.
+    reason
+        One line.
+    """
+
+    def __init__(self, uri: str, stage: str, reason: str) -> None:
+        super().__init__(uri, stage, reason)
+        self.uri = uri
+        self.stage = stage
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.uri}: {self.reason} ({self.stage})"
+
+
+class StoreError(MirstoreError):
+    """The store cannot do what was asked."""
+
+
+class StoreMissingError(StoreError):
+    """There is no store at that place; run ``mirstore extract`` or correct the path."""
+
+
+class StoreFormatError(StoreError):
+    """The store was written by a newer mirstore, or on another grid."""
+
+
+class StoreLockedError(StoreError):
+    """Another command is writing to the store; wait for it."""
+
+
+class StoreDamagedError(StoreError):
+    """Bytes of a part are not what was written; restore or re-extract that part."""
+
+
+class StoreWriteError(StoreError):
+    """The store's file system refuses to be written: disk full, read-only, no permission."""
+
+
+class ClusterError(MirstoreError):
+    """The Dask cluster cannot be reached or used."""
+
+
+class UnknownNameError(MirstoreError, KeyError):
+    """A track, feature or collection of that name does not exist; see the suggestion."""
+
+    def __str__(self) -> str:  # KeyError would print the repr of the message
+        return str(self.args[0])
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return `` Did you mean 'x'?`` for the closest known name, or an empty string.
+
+    Examples
+    --------
+    >>> did_you_mean("logmle", ["audio", "logmel"])
+    " Did you mean 'logmel'?"
+    """
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""

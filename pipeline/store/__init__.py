@@ -1,0 +1,1 @@
+"""The store: immutable Zarr parts, the Delta Lake index over them, and reading."""

@@ -1,0 +1,1 @@
+"""Estimators and networks fitted from cached features, their evaluation and registry."""
