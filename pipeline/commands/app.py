@@ -1,0 +1,40 @@
+"""All verbs put together."""
+
+from importlib.metadata import version
+
+import typer
+
+from pipeline.commands import catalog, extract, failures, gc, query, show, status
+
+app = typer.Typer(
+    name="mirstore",
+    help="Decode song collections once, keep every feature in chunked Zarr, work from the cache.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"mirstore {version('mirstore')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    show_version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
+    ),
+) -> None:
+    pass
+
+
+app.command("extract")(extract.extract)
+app.command("status")(status.status)
+app.command("failures")(failures.failures)
+app.command("show")(show.show)
+app.command("query")(query.query)
+app.command("gc")(gc.gc)
+app.add_typer(catalog.app, name="catalog")

@@ -1,0 +1,56 @@
+"""``mirstore catalog``: the catalog itself."""
+
+from typing import Annotated
+
+import typer
+
+from pipeline.commands.output import (
+    DEFAULT_CATALOG,
+    CatalogOption,
+    JsonOption,
+    print_json,
+    print_table,
+)
+
+app = typer.Typer(help="Check the catalog, or write its JSON Schema for an editor.", no_args_is_help=True)
+
+
+@app.command("schema")
+def schema(
+    output: Annotated[str, typer.Option("--output", "-o", help="File to write; - prints it.")] = "-",
+) -> None:
+    """Write a JSON Schema of catalog.yaml, by which editors complete and check it."""
+    import json
+    from pathlib import Path
+
+    from pipeline.catalog import json_schema
+
+    text = json.dumps(json_schema(), indent=2)
+    if output == "-":
+        typer.echo(text)
+    else:
+        Path(output).write_text(text + "\n", encoding="utf-8")
+
+
+@app.command("check")
+def check(catalog: CatalogOption = DEFAULT_CATALOG, as_json: JsonOption = False) -> None:
+    """Check the catalog and print its features with their versions."""
+    from pipeline.catalog import load_catalog
+
+    features = load_catalog(catalog).resolved_features().values()
+    if as_json:
+        print_json([{"feature": f.name, "version": f.fingerprint, **f.parameters()} for f in features])
+        return
+    print_table(
+        ["feature", "version", "kind", "from", "a chunk"],
+        [
+            [
+                f.name,
+                f.fingerprint,
+                f.kind,
+                f.upstream or "",
+                f"{' x '.join(map(str, f.row_shape))} {f.dtype}",
+            ]
+            for f in features
+        ],
+    )

@@ -1,0 +1,118 @@
+"""``mirstore extract``: bring the store up to date with the catalog."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.commands.output import (
+    DEFAULT_CATALOG,
+    CatalogOption,
+    JsonOption,
+    console,
+    counted,
+    print_json,
+    print_table,
+    readable_bytes,
+    readable_time,
+)
+from pipeline.commands.progress import ProgressDisplay
+
+if TYPE_CHECKING:
+    from pipeline.extraction import ExtractReport
+    from pipeline.planning import Plan
+
+
+def extract(
+    catalog: CatalogOption = DEFAULT_CATALOG,
+    collection: Annotated[
+        list[str] | None,
+        typer.Option("--collection", metavar="NAME", help="Only this collection (repeatable)."),
+    ] = None,
+    feature: Annotated[
+        list[str] | None,
+        typer.Option("--feature", metavar="NAME", help="Only this feature and what it needs (repeatable)."),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=1, metavar="N", help="Worker processes. [default: one a core]"),
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option("--scheduler", metavar="ADDRESS", help="Use a running Dask scheduler, tcp://host:port."),
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try failed files again though they have not changed.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and why.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Decode new and changed songs and compute the features they lack.
+
+    A broken song becomes a row of `mirstore failures` and stops nothing. Ctrl-C once finishes the
+    jobs in flight, twice abandons them; running again goes on from there.
+    """
+    from pipeline.extraction import extract as run_extraction
+    from pipeline.extraction import plan_extraction
+
+    if dry_run:
+        todo = plan_extraction(
+            catalog, collections=collection or (), features=feature or (), retry_failed=retry_failed
+        )
+        if as_json:
+            print_json(todo.to_records())
+        else:
+            _print_plan(todo)
+        return
+    with ProgressDisplay(quiet=as_json) as display:
+        report = run_extraction(
+            catalog,
+            collections=collection or (),
+            features=feature or (),
+            workers=workers,
+            scheduler=scheduler,
+            retry_failed=retry_failed,
+            on_plan=display.planned,
+            on_progress=display.update,
+        )
+    if as_json:
+        print_json(asdict(report))
+    else:
+        _print_report(report)
+    if report.interrupted:
+        raise typer.Exit(130)
+
+
+def _print_plan(todo: "Plan") -> None:
+    summary = todo.summary()
+    print_table(
+        ["action", "reason", "tracks", "size"],
+        [
+            [row.action, row.reason, f"{row.tracks:,}", readable_bytes(row.bytes)]
+            for row in summary.itertuples(index=False)
+        ],
+        right=["tracks", "size"],
+    )
+    if todo.is_empty:
+        console().print("Nothing to do.")
+
+
+def _print_report(report: "ExtractReport") -> None:
+    out = console()
+    done = []
+    if report.songs:
+        speed = report.audio_s / report.steady_s if report.steady_s else 0.0
+        done.append(
+            f"{counted(report.songs, 'song')}, {report.audio_s / 3600:.2f} h of audio in "
+            f"{readable_time(report.elapsed_s)} ({speed:,.0f} x real time, {report.startup_s:.1f} s start-up)"
+        )
+    if report.computed:
+        done.append(f"{counted(report.computed, 'song')} given missing features from the cache")
+    for n, words in ((report.moved, "moved"), (report.updated, "updated"), (report.gone, "marked gone")):
+        if n:
+            done.append(f"{n:,} {words}")
+    if report.failures:
+        done.append(f"{report.failures:,} failed: see `mirstore failures`")
+    if report.interrupted:
+        done.append("stopped early: run again to go on")
+    out.print("\n".join(done) if done else f"Nothing to do ({report.elapsed_s:.1f} s).")

@@ -1,0 +1,88 @@
+"""What the verbs print: tables, JSON, and amounts people can read."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import typer
+from rich.console import Console
+from rich.table import Table
+
+CatalogOption = Annotated[
+    Path, typer.Option("--catalog", "-c", metavar="PATH", help="The catalog.", show_default=True)
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+DEFAULT_CATALOG = Path("catalog.yaml")
+
+
+def console() -> Console:
+    """Return a console for results: as wide as the terminal, never wrapping where there is none."""
+    width = None if sys.stdout.isatty() else 200
+    return Console(width=width, highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON."""
+    typer.echo(json.dumps(value, indent=2, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    if value is pd.NA:
+        return None
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
+    """Print aligned columns; headings in `right` hold numbers."""
+    table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
+    for heading in headings:
+        number = heading in right
+        table.add_column(heading, justify="right" if number else "left", no_wrap=number, overflow="fold")
+    for row in rows:
+        table.add_row(*(cell.replace("[", r"\[") for cell in row))
+    console().print(table)
+
+
+def readable_bytes(n: float) -> str:
+    """Return bytes in decimal units.
+
+    Examples
+    --------
+    >>> readable_bytes(999), readable_bytes(1_500_000)
+    ('999 B', '1.5 MB')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.1f} TB"
+
+
+def readable_time(seconds: float) -> str:
+    """Return a time span.
+
+    Examples
+    --------
+    >>> readable_time(4.2), readable_time(75), readable_time(7322)
+    ('4 s', '1 min 15 s', '2 h 02 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def counted(n: int, noun: str) -> str:
+    """Return a number with its noun.
+
+    Examples
+    --------
+    >>> counted(1, "song"), counted(2, "song")
+    ('1 song', '2 songs')
+    """
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"

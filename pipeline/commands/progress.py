@@ -1,0 +1,88 @@
+"""Progress of a run: a bar on a terminal, a plain line now and then elsewhere."""
+
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from pipeline.commands.output import counted, readable_time
+
+if TYPE_CHECKING:
+    from pipeline.extraction import Progress as Snapshot
+    from pipeline.planning import Plan
+
+LINE_EVERY_S = 5.0
+
+
+class ProgressDisplay:
+    """Shows `pipeline.extraction.Progress` on standard error.
+
+    Parameters
+    ----------
+    quiet
+        Show nothing.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._console = Console(stderr=True, highlight=False)
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._next_line = 0.0
+        self._last = ""
+
+    def planned(self, todo: "Plan") -> None:
+        """Say what will be done."""
+        from pipeline.planning import Action
+
+        extract, compute = len(todo.of(Action.EXTRACT)), len(todo.of(Action.COMPUTE))
+        if self._quiet or not extract + compute:
+            return
+        words = [f"{counted(extract, 'song')} to decode"] if extract else []
+        if compute:
+            words.append(f"{counted(compute, 'song')} to compute from the cache")
+        self._say(", ".join(words) + ". Starting workers.")
+        if self._console.is_terminal:
+            self._bar = Progress(BarColumn(), TextColumn("{task.description}"), console=self._console)
+            self._bar.start()
+            self._task = self._bar.add_task("", total=None)
+
+    def update(self, snapshot: "Snapshot") -> None:
+        """Show the newest figures."""
+        if self._quiet:
+            return
+        words = describe(snapshot)
+        if self._bar is not None and self._task is not None:
+            self._bar.update(
+                self._task,
+                description=words,
+                completed=snapshot.work_done or snapshot.songs_done,
+                total=snapshot.work_total or snapshot.songs_total,
+            )
+        elif time.monotonic() >= self._next_line and snapshot.songs_done and words != self._last:
+            self._say(words)
+            self._next_line, self._last = time.monotonic() + LINE_EVERY_S, words
+
+    def _say(self, words: str) -> None:
+        print(words, file=sys.stderr, flush=True)  # noqa: T201
+
+    def __enter__(self) -> "ProgressDisplay":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def describe(snapshot: "Snapshot") -> str:
+    """Return one line: songs, hours, speed, time left, failures."""
+    speed = snapshot.audio_s / snapshot.elapsed_s if snapshot.elapsed_s else 0.0
+    words = [f"{snapshot.songs_done:,} of {counted(snapshot.songs_total, 'song')}"]
+    if snapshot.audio_s:
+        words += [f"{snapshot.audio_s / 3600:.2f} h of audio", f"{speed:,.0f} x real time"]
+    if snapshot.left_s is not None:
+        words.append(f"{readable_time(snapshot.left_s)} left")
+    words.append(f"{counted(snapshot.failures, 'failure')} so far")
+    return ", ".join(words)

@@ -1,0 +1,53 @@
+"""``mirstore status``: what the store holds."""
+
+from pipeline.commands.output import (
+    DEFAULT_CATALOG,
+    CatalogOption,
+    JsonOption,
+    console,
+    counted,
+    print_json,
+    print_table,
+    readable_bytes,
+)
+
+
+def status(catalog: CatalogOption = DEFAULT_CATALOG, as_json: JsonOption = False) -> None:
+    """Tracks, hours and bytes by feature and version, parts, and the last commit."""
+    from pipeline.store.reading import FeatureStore
+    from pipeline.store.upkeep import features_table, summary
+
+    store = FeatureStore(catalog)
+    facts, features = summary(store), features_table(store)
+    if as_json:
+        print_json({**facts, "features": features.to_dict(orient="records")})
+        return
+    out = console()
+    out.print(f"{facts['store']}")
+    notes = [f"{facts[key]:,} {key}" for key in ("failed", "truncated", "gone") if facts[key]]
+    out.print(", ".join([counted(facts["tracks"], "track"), f"{facts['hours']:.2f} h", *notes]))
+    out.print(f"{counted(facts['parts'], 'part')}, {readable_bytes(facts['bytes'])}")
+    if facts["orphan_parts"]:
+        out.print(
+            f"{counted(facts['orphan_parts'], 'orphan part')} of killed runs, "
+            f"{readable_bytes(facts['orphan_bytes'])}: `mirstore gc` removes them"
+        )
+    out.print(f"commit {facts['commit']}, {facts['committed']}, by `{facts['command'] or 'mirstore'}`")
+    if len(features):
+        out.print()
+        print_table(
+            ["feature", "version", "type", "tracks", "chunks", "hours", "size"],
+            [
+                [
+                    row.feature,
+                    row.fingerprint,
+                    row.dtype,
+                    f"{row.tracks:,}",
+                    f"{row.chunks:,}",
+                    f"{row.hours:.2f}",
+                    readable_bytes(row.bytes),
+                ]
+                for row in features.itertuples(index=False)
+            ],
+            right=["tracks", "chunks", "hours", "size"],
+        )

@@ -1,0 +1,130 @@
+"""A track's features on one page."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import StoreError, StoreWriteError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from pipeline.store.reading import FeatureStore, StoredFeature
+
+MAX_COLUMNS = 2000
+
+
+def track_page(store: "FeatureStore", track_id: str) -> "Figure":
+    """Draw every feature a track has, one panel each, over the same seconds.
+
+    Parameters
+    ----------
+    store
+        An open store.
+    track_id
+        ``collection/relative/path.ext``.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Not registered with pyplot: nothing to close.
+    """
+    from matplotlib.figure import Figure
+
+    part = str(store.track(track_id)["part"])
+    order = {"audio": 0, "log_mel": 1, "mfcc": 2, "cnn": 3}
+    has = [feature for feature in (store[name] for name in store) if feature.has_part(part)]
+    features = sorted(has, key=lambda feature: order[feature.kind])
+    figure = Figure(figsize=(11, 1.2 + 2.0 * len(features)), layout="constrained")
+    panels = figure.subplots(len(features), 1, sharex=True, squeeze=False)[:, 0]
+    duration = 0.0
+    for panel, feature in zip(panels, features, strict=True):
+        duration = _draw(panel, store, feature, track_id)
+    panels[-1].set_xlabel("time (s)")
+    panels[-1].set_xlim(0, duration)
+    figure.suptitle(track_id)
+    return figure
+
+
+def _draw(panel: "Axes", store: "FeatureStore", feature: "StoredFeature", track_id: str) -> float:
+    grid = store.grid
+    duration = (
+        min(
+            float(store.tracks.loc[track_id, "n_samples"]),
+            int(store.tracks.loc[track_id, "n_chunks"]) * grid.chunk_samples,
+        )
+        / grid.sample_rate
+    )
+    panel.set_title(f"{feature.name}@{feature.fingerprint}", loc="left", fontsize=9)
+    if feature.kind == "audio":
+        samples = feature.values(track_id).reshape(-1)[: round(duration * grid.sample_rate)]
+        low, high = _extremes(samples)
+        seconds = np.linspace(0.0, duration, len(low))
+        panel.fill_between(seconds, low, high, linewidth=0, color="C0")
+        panel.set_ylabel("amplitude")
+        panel.set_ylim(-1.05 * max(1.0, float(high.max())), 1.05 * max(1.0, float(high.max())))
+    elif feature.kind == "cnn":
+        vectors = feature.values(track_id)
+        _image(
+            panel,
+            vectors.T / np.maximum(np.abs(vectors).max(axis=0), 1e-9)[:, None],
+            len(vectors) * grid.chunk_s,
+        )
+        panel.set_ylabel("dimension")
+    else:
+        frames = feature.frames(track_id)
+        if feature.kind == "mfcc":
+            spread = frames[1:].std(axis=1, keepdims=True)
+            frames = (frames[1:] - frames[1:].mean(axis=1, keepdims=True)) / np.maximum(spread, 1e-6)
+            frames = np.clip(frames, -3, 3)
+            panel.set_ylabel("coefficient\n(z-score, from 1)")
+        else:
+            panel.set_ylabel("mel band")
+        _image(panel, _thinned(frames), frames.shape[1] * grid.hop_length / grid.sample_rate)
+    return duration
+
+
+def _image(panel: "Axes", values: NDArray[np.float32], seconds: float) -> None:
+    panel.imshow(
+        values,
+        origin="lower",
+        aspect="auto",
+        interpolation="nearest",
+        cmap="magma",
+        extent=(0.0, seconds, 0.0, float(values.shape[0])),
+    )
+
+
+def _thinned(frames: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Average neighbouring frames until a page can show them."""
+    step = -(-frames.shape[1] // MAX_COLUMNS)
+    whole = frames.shape[1] // step * step
+    return np.asarray(frames[:, :whole].reshape(frames.shape[0], -1, step).mean(axis=2))
+
+
+def _extremes(samples: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    step = -(-len(samples) // MAX_COLUMNS)
+    starts = np.arange(0, len(samples), step)
+    return np.minimum.reduceat(samples, starts), np.maximum.reduceat(samples, starts)
+
+
+def save_track_page(store: "FeatureStore", track_id: str, output: Path) -> None:
+    """Write `track_page` to a file; its ending chooses the format.
+
+    Raises
+    ------
+    UnknownNameError, StoreError
+        If there is no such track, or it has no features.
+    StoreWriteError
+        If the file cannot be written.
+    """
+    figure = track_page(store, track_id)
+    try:
+        figure.savefig(output, dpi=110)
+    except ValueError as error:
+        raise StoreError(f"{output}: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise StoreWriteError(f"cannot write {output}: {error.strerror}.") from error

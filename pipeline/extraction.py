@@ -1,0 +1,425 @@
+"""Extraction: from a catalog to a store that has every feature of every track.
+
+One song's way: scan -> plan -> (in a worker: decode -> chunks -> features -> part) -> commit.
+Only this process commits, so no two writers ever meet in the index.
+"""
+
+import hashlib
+import json
+import shlex
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from pipeline.catalog import Catalog, load_catalog
+from pipeline.collections import scan
+from pipeline.definitions import Feature
+from pipeline.errors import CatalogError, ClusterError, UnknownNameError, did_you_mean
+from pipeline.planning import Action, Plan, batches, estimated_rows, files_to_hash, plan, wanted_features
+from pipeline.store.files import write_lock
+from pipeline.store.index import FORMAT_FILE, Index
+from pipeline.store.location import local_store
+from pipeline.store.records import TrackRow
+
+if TYPE_CHECKING:
+    from pipeline.cluster import Job, Killer
+    from pipeline.jobs import JobResult
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a run is; handed to the `on_progress` callback a few times a second."""
+
+    songs_total: int = 0
+    songs_done: int = 0
+    failures: int = 0
+    audio_s: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+    work_total: float = 0.0
+    work_done: float = 0.0
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since work began."""
+        return time.monotonic() - self.started
+
+    @property
+    def left_s(self) -> float | None:
+        """Estimated seconds to the end; None while there is nothing to estimate from."""
+        if not self.work_done:
+            return None
+        return self.elapsed_s * max(0.0, self.work_total / self.work_done - 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractReport:
+    """What a run did.
+
+    Parameters
+    ----------
+    songs, computed, failures, moved, updated, gone
+        Tracks decoded, given features from the cache, failed, and whose rows changed.
+    audio_s
+        Seconds of audio decoded.
+    elapsed_s, startup_s, steady_s
+        The whole run; up to the first job; and from the first job to the last commit.
+    stage_s
+        Seconds of the workers by stage, added up.
+    worker_peak_bytes
+        Largest resident size of any worker.
+    interrupted
+        Whether Ctrl-C ended it early.
+    """
+
+    songs: int
+    computed: int
+    failures: int
+    moved: int
+    updated: int
+    gone: int
+    audio_s: float
+    elapsed_s: float
+    startup_s: float
+    steady_s: float
+    stage_s: dict[str, float]
+    worker_peak_bytes: int
+    interrupted: bool
+
+
+def plan_extraction(
+    catalog: Catalog | str | Path,
+    *,
+    collections: Sequence[str] = (),
+    features: Sequence[str] = (),
+    retry_failed: bool = False,
+) -> Plan:
+    """Return what `extract` would do, without doing it.
+
+    Parameters
+    ----------
+    catalog
+        A catalog or the path of one.
+    collections, features
+        Names; empty for all. A feature brings what it is computed from.
+    retry_failed
+        Try failed files again though they have not changed.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    CatalogError, UnknownNameError
+        If the catalog or a name is wrong.
+    StoreFormatError, StoreDamagedError
+        If there is a store that cannot be read.
+    """
+    catalog = catalog if isinstance(catalog, Catalog) else load_catalog(catalog)
+    store = local_store(catalog.store)
+    resolved = _resolved(catalog, features)
+    grid = resolved[0].grid
+    index = Index.open_or_none(store, grid)
+    return _planned(catalog, index, resolved, collections=collections, retry_failed=retry_failed)
+
+
+def _resolved(catalog: Catalog, names: Sequence[str]) -> tuple[Feature, ...]:
+    features = catalog.resolved_features()
+    for name in names:
+        if name not in features:
+            raise UnknownNameError(
+                f"there is no feature {name!r} in the catalog.{did_you_mean(name, features)}"
+            )
+    return wanted_features(features, names)
+
+
+def _planned(
+    catalog: Catalog,
+    index: Index | None,
+    features: tuple[Feature, ...],
+    *,
+    collections: Sequence[str],
+    retry_failed: bool,
+) -> Plan:
+    scanned = scan(catalog, only=collections or None)
+    indexed = index.tracks() if index else Index.no_tracks()
+    arrays = index.arrays(["part", "fingerprint"]) if index else Index.no_arrays()
+    hashes = {}
+    for uri in files_to_hash(scanned.tracks, indexed):
+        try:
+            with open(uri, "rb") as file:
+                hashes[uri] = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError:
+            continue  # extraction will meet it and say why
+    return plan(
+        scanned.tracks,
+        scanned.problems,
+        indexed,
+        arrays,
+        features,
+        collections=list(collections or catalog.collections),
+        hashes=hashes,
+        retry_failed=retry_failed,
+    )
+
+
+def extract(
+    catalog: Catalog | str | Path,
+    *,
+    collections: Sequence[str] = (),
+    features: Sequence[str] = (),
+    workers: int | None = None,
+    scheduler: str | None = None,
+    retry_failed: bool = False,
+    on_plan: Callable[[Plan], None] = lambda _: None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> ExtractReport:
+    """Bring the store up to date with the catalog.
+
+    A broken song becomes a row of ``store.failures``; a kill at any moment loses only the jobs in
+    flight, and the next call goes on from there.
+
+    Parameters
+    ----------
+    catalog
+        A catalog or the path of one.
+    collections, features
+        Names; empty for all. A feature brings what it is computed from.
+    workers
+        Worker processes; None is one a core.
+    scheduler
+        Address of a running Dask scheduler to use instead.
+    retry_failed
+        Try failed files again though they have not changed.
+    on_plan, on_progress
+        Called with the plan once, and with the progress some times a second.
+
+    Returns
+    -------
+    ExtractReport
+
+    Raises
+    ------
+    CatalogError, UnknownNameError
+        If the catalog or a name is wrong.
+    StoreLockedError
+        If another command is writing to the store.
+    StoreFormatError, StoreDamagedError, StoreWriteError
+        If the store cannot be used.
+    ClusterError
+        If the scheduler cannot be used.
+    """
+    begun = time.monotonic()
+    catalog = catalog if isinstance(catalog, Catalog) else load_catalog(catalog)
+    store = local_store(catalog.store)
+    resolved = _resolved(catalog, features)
+    if not catalog.collections:
+        raise CatalogError(f"{catalog.path}: collections is empty. Name a folder of audio files there.")
+    command = shlex.join(["mirstore", *sys.argv[1:]]) if Path(sys.argv[0]).name == "mirstore" else "extract"
+    with write_lock(store, command):
+        index = Index.open_or_create(store, resolved[0].grid)
+        todo = _planned(catalog, index, resolved, collections=collections, retry_failed=retry_failed)
+        on_plan(todo)
+        provenance = {"command": command, "catalog": catalog.hash}
+        run = _Run(index, todo, provenance, begun, on_progress)
+        run.commit_row_changes()
+        if len(todo.of(Action.EXTRACT)) or len(todo.parts):
+            run.execute(store, workers=workers, scheduler=scheduler)
+        index.compact()
+        return run.report()
+
+
+class _Run:
+    """One extraction under way."""
+
+    def __init__(
+        self,
+        index: Index,
+        todo: Plan,
+        provenance: dict[str, str],
+        begun: float,
+        on_progress: Callable[[Progress], None],
+    ) -> None:
+        self.index = index
+        self.todo = todo
+        self.provenance = provenance
+        self.begun = begun
+        self.on_progress = on_progress
+        self.started = self.ended = begun
+        extracts = todo.of(Action.EXTRACT)
+        self.known = set(extracts.loc[extracts["in_index"].astype(bool), "track_id"])
+        self.work = dict(
+            zip(extracts["track_id"], estimated_rows(extracts, todo.features[0].grid), strict=True)
+        )
+        self.progress = Progress(
+            songs_total=len(extracts) + len(todo.of(Action.COMPUTE)), work_total=sum(self.work.values())
+        )
+        self.songs = self.computed = 0
+        self.failures = len(todo.of(Action.FAIL))
+        self.seconds: Counter[str] = Counter()
+        self.worker_peak = 0
+        self.interrupted = False
+
+    def commit_row_changes(self) -> None:
+        """Commit what needs no job: moved, touched, gone, and files that cannot even be opened."""
+        changes = self.todo.of(Action.MOVE, Action.UPDATE, Action.MARK_GONE)
+        if len(changes):
+            old = self.index.tracks().set_index("track_id", drop=False)
+            rows = [_changed_row(row, old) for row in changes.to_dict(orient="records")]
+            removed = [name for name in changes["old_track_id"] if isinstance(name, str)]
+            self.index.commit(updated=rows, removed=removed, provenance=self.provenance)
+        failed = [
+            replace(_new_row(row), status="failed", stage="scan", reason=row["reason"])
+            for row in self.todo.of(Action.FAIL).to_dict(orient="records")
+        ]
+        if failed:
+            self.index.commit(updated=failed, provenance=self.provenance)
+
+    def jobs(self, store: Path, n_workers: int) -> "Iterator[Job]":
+        """Jobs in the order in which they are to start: from the cache first, then files by size."""
+        from pipeline.jobs import ComputeJob, ExtractJob
+
+        by_name = {feature.name: feature for feature in self.todo.features}
+        if len(self.todo.parts):
+            arrays = self.index.arrays(["part", "fingerprint", "array"])
+            stored = dict(
+                zip(zip(arrays["part"], arrays["fingerprint"], strict=True), arrays["array"], strict=True)
+            )
+        for part, missing, n_tracks in self.todo.parts.itertuples(index=False):
+            features = tuple(by_name[name] for name in missing)
+            upstream = {f.upstream for f in features if f.upstream} - set(missing)
+            sources = tuple(
+                (by_name[name], stored[part, by_name[name].fingerprint]) for name in sorted(upstream)
+            )
+            yield ComputeJob(store, part, features, sources, int(n_tracks))
+        extracts = self.todo.of(Action.EXTRACT)
+        for batch in batches(extracts, self.todo.features[0].grid, workers=n_workers):
+            rows = tuple(_new_row(row) for row in batch.to_dict(orient="records"))
+            yield ExtractJob(store, rows, self.todo.features)
+
+    def execute(self, store: Path, *, workers: int | None, scheduler: str | None) -> None:
+        """Run the jobs and commit what they bring."""
+        from pipeline.cluster import Interrupt, connected, finished_jobs, prepare_workers
+
+        with Interrupt() as interrupt, connected(workers=workers, scheduler=scheduler) as (client, n_workers):
+            jobs = list(self.jobs(store, n_workers))
+            prepare_workers(client, self.todo.features)
+            self.started = time.monotonic()
+            self.progress.started = self.started
+            for batch in finished_jobs(
+                client,
+                jobs,
+                n_workers=n_workers,
+                interrupt=interrupt,
+                tick=lambda: self.on_progress(self.progress),
+            ):
+                self.commit(batch)
+                self.on_progress(self.progress)
+            self.interrupted = bool(interrupt.count)
+            self.ended = time.monotonic()
+
+    def commit(self, batch: "Sequence[JobResult | Killer]") -> None:
+        """Commit a batch of results together."""
+        from pipeline.cluster import Killer
+        from pipeline.jobs import ComputeJob
+
+        arrays, tracks = [], []
+        for result in batch:
+            if isinstance(result, Killer):
+                if isinstance(result.job, ComputeJob):
+                    raise ClusterError(
+                        f"a worker died twice while computing {', '.join(f.name for f in result.job.features)} "
+                        f"for part {result.job.part}. Give workers more memory (fewer --workers) and run again."
+                    )
+                tracks += [
+                    replace(
+                        track,
+                        status="failed",
+                        stage="worker",
+                        reason="the worker process died while decoding it, twice",
+                    )
+                    for track in result.job.tracks
+                ]
+                continue
+            arrays += result.arrays
+            tracks += result.tracks
+            self.seconds.update(result.seconds)
+            self.worker_peak = max(self.worker_peak, result.peak_rss)
+            if not result.tracks:
+                n_tracks = int(self.todo.parts.set_index("part").loc[result.arrays[0].part, "tracks"])
+                self.computed += n_tracks
+                self.progress.songs_done += n_tracks
+        self.index.commit(
+            arrays=arrays,
+            added=[track for track in tracks if track.track_id not in self.known],
+            updated=[track for track in tracks if track.track_id in self.known],
+            provenance=self.provenance,
+        )
+        for track in tracks:
+            self.progress.songs_done += 1
+            self.progress.work_done += self.work[track.track_id]
+            if track.status == "ok":
+                self.songs += 1
+                self.progress.audio_s += track.duration_s or 0.0
+            else:
+                self.failures += 1
+        self.progress.failures = self.failures
+
+    def report(self) -> ExtractReport:
+        """Return what was done."""
+        return ExtractReport(
+            songs=self.songs,
+            computed=self.computed,
+            failures=self.failures,
+            moved=len(self.todo.of(Action.MOVE)),
+            updated=len(self.todo.of(Action.UPDATE)),
+            gone=len(self.todo.of(Action.MARK_GONE)),
+            audio_s=self.progress.audio_s,
+            elapsed_s=time.monotonic() - self.begun,
+            startup_s=self.started - self.begun,
+            steady_s=self.ended - self.started,
+            stage_s=dict(self.seconds),
+            worker_peak_bytes=self.worker_peak,
+            interrupted=self.interrupted,
+        )
+
+
+def _new_row(planned: dict[str, object]) -> TrackRow:
+    """Row of a track as the plan knows it."""
+    labels = planned["labels"]
+    return TrackRow(
+        track_id=str(planned["track_id"]),
+        collection=str(planned["collection"]),
+        uri=str(planned["uri"]),
+        size=int(planned["size"]),  # type: ignore[call-overload]
+        mtime_ns=int(planned["mtime_ns"]),  # type: ignore[call-overload]
+        status="planned",
+        labels=labels if isinstance(labels, str) else None,
+    )
+
+
+def _changed_row(planned: dict[str, object], old: pd.DataFrame) -> TrackRow:
+    """The old row with what has changed about it."""
+    before = planned["old_track_id"] if isinstance(planned["old_track_id"], str) else planned["track_id"]
+    values = {name: None if pd.isna(value) else value for name, value in old.loc[before].to_dict().items()}
+    if planned["action"] == Action.MARK_GONE:
+        return TrackRow(**{**values, "status": "gone"})
+    new = _new_row(planned)
+    return TrackRow(
+        **{
+            **values,
+            "track_id": new.track_id,
+            "collection": new.collection,
+            "uri": new.uri,
+            "size": new.size,
+            "mtime_ns": new.mtime_ns,
+            "labels": new.labels,
+            "status": "ok",
+        }
+    )

@@ -1,0 +1,231 @@
+"""What one Dask task does: whole tracks in, one part out; or one part in, more arrays of it out."""
+
+import hashlib
+import json
+import os
+import platform
+import resource
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.framing import Grid, chunks
+from pipeline.computation import FeatureChain
+from pipeline.decoding import AudioStream, open_audio
+from pipeline.definitions import Feature
+from pipeline.errors import AudioError, StoreError
+from pipeline.store.parts import PartWriter, open_array, read_rows
+from pipeline.store.records import ArrayRow, TrackRow
+
+_LIBRARIES = ("mirstore", "numpy", "scipy", "torch", "soxr", "av", "soundfile", "zarr", "numcodecs")
+ROWS_PER_READ = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractJob:
+    """Decode some files and compute every feature of them into a new part.
+
+    `tracks` are rows as the index will have them, but for what only decoding tells.
+    """
+
+    store: Path
+    tracks: tuple[TrackRow, ...]
+    features: tuple[Feature, ...]
+
+    def split(self) -> list["ExtractJob"]:
+        """Return one job a track, to find the file that kills workers."""
+        return [replace(self, tracks=(track,)) for track in self.tracks]
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeJob:
+    """Compute features that a part lacks from those it has; no audio file is opened."""
+
+    store: Path
+    part: str
+    features: tuple[Feature, ...]
+    sources: tuple[tuple[Feature, str], ...]
+    n_tracks: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobResult:
+    """What the coordinator is told: records, never arrays."""
+
+    arrays: tuple[ArrayRow, ...]
+    tracks: tuple[TrackRow, ...]
+    seconds: dict[str, float]
+    peak_rss: int
+    worker_pid: int
+
+
+@lru_cache(maxsize=1)
+def computed_with() -> str:
+    """Versions of what computes features here, as JSON; recorded, never part of a fingerprint."""
+    versions = {"python": platform.python_version(), "machine": platform.machine()}
+    for library in _LIBRARIES:
+        try:
+            versions[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return json.dumps(versions, sort_keys=True)
+
+
+def prepare(features: tuple[Feature, ...]) -> None:
+    """Load what `features` need into this process: libraries, filter banks, networks."""
+    FeatureChain(features, lambda _name, _row: None)
+    computed_with()
+
+
+def run(job: ExtractJob | ComputeJob) -> JobResult:
+    """Run one job.
+
+    Raises
+    ------
+    StoreError
+        If the store refuses to be written; a broken song is a row of the result instead.
+    """
+    return _extract(job) if isinstance(job, ExtractJob) else _compute(job)
+
+
+def _extract(job: ExtractJob) -> JobResult:
+    started = time.perf_counter()
+    writing = Counter[str]()
+    grid = job.features[0].grid
+    with PartWriter(job.store, job.features, computed_with()) as part:
+
+        def store_row(feature: str, row: NDArray[np.generic]) -> None:
+            begun = time.perf_counter()
+            part.append(feature, row)
+            writing["write"] += time.perf_counter() - begun
+
+        chain = FeatureChain(job.features, store_row)
+        rows = [_extract_track(track, part, chain, grid) for track in job.tracks]
+        begun = time.perf_counter()
+        arrays: list[ArrayRow] = []
+        if part.n_rows:
+            arrays = part.finish()
+        else:
+            part.abandon()
+        writing["write"] += time.perf_counter() - begun
+    return _result(arrays, rows, chain.seconds + writing, time.perf_counter() - started)
+
+
+def _result(
+    arrays: list[ArrayRow], tracks: list[TrackRow], seconds: "Counter[str]", total: float
+) -> JobResult:
+    shares = {**seconds, "total": total}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return JobResult(tuple(arrays), tuple(tracks), shares, peak, os.getpid())
+
+
+def _extract_track(track: TrackRow, part: PartWriter, chain: FeatureChain, grid: Grid) -> TrackRow:
+    """Decode one file into the part and return its row, failed or not."""
+    first_row = part.n_rows
+    n_samples, peak = 0, 0.0
+    outcome: TrackRow
+    try:
+        with open(track.uri, "rb") as file:
+            content_hash = hashlib.file_digest(file, "sha256").hexdigest()
+        track = replace(track, content_hash=content_hash)
+        with open_audio(track.uri, sample_rate=grid.sample_rate) as stream:
+            counted = _CountedBlocks(stream)
+            for chunk, filled in chunks(counted, grid):
+                peak = max(peak, float(chunk[:filled].max()), -float(chunk[:filled].min()))
+                chain.push_audio(chunk)
+            chain.finish_track()
+            n_samples = counted.n_samples
+        outcome = replace(
+            track,
+            status="ok",
+            truncated=stream.truncated,
+            codec=stream.info.codec,
+            decoder=stream.info.decoder,
+            source_rate=stream.info.sample_rate,
+            channels=stream.info.channels,
+            peak=peak,
+            n_samples=n_samples,
+            duration_s=n_samples / grid.sample_rate,
+            part=part.part,
+            row_start=first_row,
+            n_chunks=grid.n_chunks(n_samples),
+        )
+    except StoreError:
+        raise
+    except AudioError as error:
+        outcome = replace(track, status="failed", stage=error.stage, reason=_one_line(error.reason))
+    except FileNotFoundError:
+        outcome = replace(track, status="failed", stage="open", reason="the file vanished during the run")
+    except OSError as error:
+        outcome = replace(
+            track, status="failed", stage="open", reason=_one_line(error.strerror or str(error))
+        )
+    except Exception as error:  # a bug must cost one song, not the collection; its name is kept
+        outcome = replace(
+            track,
+            status="failed",
+            stage="feature",
+            reason=_one_line(f"unexpected {type(error).__name__}: {error}"),
+        )
+    if outcome.status == "ok":
+        part.add_track(track.track_id, grid.valid_frames(n_samples), grid)
+    else:
+        chain.reset()
+        part.level()
+        if part.n_rows > first_row:  # what a failed track left stays as rows without an owner
+            part.add_track(track.track_id, np.zeros(part.n_rows - first_row, dtype=np.int32), grid)
+    return outcome
+
+
+class _CountedBlocks:
+    """Blocks of a stream, their samples counted."""
+
+    def __init__(self, stream: AudioStream) -> None:
+        self.n_samples = 0
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        for block in self._stream:
+            self.n_samples += len(block)
+            yield block
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:300]
+
+
+def _compute(job: ComputeJob) -> JobResult:
+    started = time.perf_counter()
+    arrays = {
+        feature.name: (feature, name, open_array(job.store, job.part, name)) for feature, name in job.sources
+    }
+    with PartWriter(job.store, job.features, computed_with(), part=job.part) as part:
+        chain = FeatureChain(job.features, part.append)
+        for first, count in _track_rows(job.store, job.part):
+            for source in chain.sources:
+                feature, name, array = arrays[source]
+                for start in range(first, first + count, ROWS_PER_READ):
+                    stop = min(first + count, start + ROWS_PER_READ)
+                    for row in read_rows(array, start, stop, part=job.part, name=name):
+                        chain.push(source, feature.values(row))
+            chain.finish_track()
+        rows = part.finish()
+    return _result(rows, [], chain.seconds, time.perf_counter() - started)
+
+
+def _track_rows(store: Path, part: str) -> list[tuple[int, int]]:
+    """First row and number of rows of each track of a part, dead ones too: arrays stay aligned."""
+    import zarr
+
+    from pipeline.store.parts import part_folder
+
+    group = zarr.open_group(zarr.storage.LocalStore(part_folder(store, part), read_only=True), mode="r")
+    tracks: list[dict[str, int]] = group.attrs["tracks"]  # type: ignore[assignment]
+    return [(track["row_start"], track["n_chunks"]) for track in tracks]

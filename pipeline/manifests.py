@@ -1,0 +1,216 @@
+"""Manifests: tables whose column `uri` names audio files and whose other columns are labels."""
+
+import json
+import math
+import os
+import posixpath
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pyarrow as pa
+from pyarrow import csv, parquet
+
+from pipeline.errors import CatalogError, did_you_mean
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
+_LINES = 10  # problems told at a time
+_TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One file a manifest names.
+
+    Parameters
+    ----------
+    path
+        Relative to the root; absolute if it lies outside; the uri itself if it is remote.
+    labels
+        JSON object of the row's other columns, or None.
+    remote
+        Whether the uri is a URL of another machine.
+    """
+
+    path: str
+    labels: str | None
+    remote: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A manifest's table.
+
+    Parameters
+    ----------
+    file
+        Where it was read.
+    table
+        Column `uri` and the labels.
+    header_rows
+        Rows before the first: 1 for CSV, so that row numbers are those of a spreadsheet.
+    """
+
+    file: Path
+    table: pa.Table
+    header_rows: int
+
+    def located(self, root: str) -> Iterator[Row]:
+        """Return the rows with their paths from `root`; all are checked before the first is given.
+
+        Raises
+        ------
+        CatalogError
+            If a uri is empty, there twice, or leads out of `root`; a line for each, naming its row.
+        """
+        located: list[tuple[str, bool]] = []
+        problems: list[str] = []
+        first: dict[str, int] = {}
+        paths = _Paths(root)
+        for number, uri in enumerate(self.table["uri"].to_pylist(), start=1 + self.header_rows):
+            try:
+                path, remote = paths.located(uri)
+            except ValueError as error:
+                problems.append(f"{self.file}: row {number}: uri: {error}")
+                continue
+            same = first.setdefault(path.lstrip("/"), number)
+            if same != number:
+                problems.append(f"{self.file}: row {number}: uri: {uri!r} is there already, in row {same}.")
+            located.append((path, remote))
+        if problems:
+            more = [f"and {len(problems) - _LINES} more."] if len(problems) > _LINES else []
+            raise CatalogError("\n".join(problems[:_LINES] + more))
+        labels = _labels(self.table)
+        return (Row(path, label, remote) for (path, remote), label in zip(located, labels, strict=True))
+
+
+class _Paths:
+    """Paths below a root, checked against leading out of it."""
+
+    def __init__(self, root: str) -> None:
+        self.root = posixpath.normpath(root)
+        self.real_root = os.path.realpath(root)
+        self._real_folders: dict[str, bool] = {"": True}
+
+    def located(self, uri: str | None) -> tuple[str, bool]:
+        """Path of a uri from the root (absolute if outside), and whether it is remote."""
+        if uri is None or not uri.strip():
+            raise ValueError("expected a path, got nothing.")
+        if "\0" in uri:
+            raise ValueError("a path cannot hold a NUL character.")
+        scheme = _SCHEME.match(uri)
+        if scheme and scheme[1].lower() != "file":
+            return uri, True
+        if scheme:
+            host, slash, rest = uri[scheme.end() :].partition("/")
+            if host not in ("", "localhost") or not slash:
+                raise ValueError(f"expected file:///path, got {uri!r}.")
+            uri = "/" + unquote(rest)
+        if uri.startswith("/"):
+            path = "/" + posixpath.normpath(uri).lstrip("/")
+            prefix = self.root.rstrip("/") + "/"
+            return (path[len(prefix) :] if path.startswith(prefix) else path), False
+        path = posixpath.normpath(uri)
+        if path in (".", "..") or path.startswith("../"):
+            raise ValueError(
+                f"{uri!r} leads out of {self.root}. Set 'root' above it or give an absolute path."
+            )
+        if not self._stays(path):
+            raise ValueError(
+                f"{uri!r} leads out of {self.root} through a symlink. Give the absolute path it leads to."
+            )
+        return path, False
+
+    def _stays(self, path: str) -> bool:
+        folder = posixpath.dirname(path)
+        inside = self._real_folders.get(folder)
+        if inside is None:
+            inside = self._real_folders[folder] = self._is_inside(folder)
+        return inside and (not os.path.islink(f"{self.root}/{path}") or self._is_inside(path))
+
+    def _is_inside(self, path: str) -> bool:
+        real = os.path.realpath(f"{self.root}/{path}")
+        return real == self.real_root or real.startswith(self.real_root.rstrip("/") + "/")
+
+
+def read_manifest(file: Path) -> Manifest:
+    """Read a manifest.
+
+    Parameters
+    ----------
+    file
+        CSV (UTF-8, comma, with a header) or Parquet.
+
+    Raises
+    ------
+    CatalogError
+        If it does not exist, cannot be read, or has no column `uri`.
+    """
+    is_csv = file.suffix.lower() == ".csv"
+    try:
+        table = _read_csv(file) if is_csv else parquet.ParquetFile(file).read()
+    except FileNotFoundError:
+        raise CatalogError(f"{file}: there is no such file.") from None
+    except (OSError, pa.ArrowException) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise CatalogError(f"{file}: cannot be read: {reason.rstrip('.')}.") from error
+    names = table.column_names
+    for number, name in enumerate(names, start=1):
+        if not name:
+            raise CatalogError(f"{file}: column {number} has no name. Name it, or write without an index.")
+        if names.count(name) > 1:
+            raise CatalogError(f"{file}: the column {name!r} is there {names.count(name)} times.")
+    if "uri" not in names:
+        hint = did_you_mean("uri", names) or _uri_case(names) or f" It has: {', '.join(names)}."
+        raise CatalogError(f"{file}: there is no column 'uri'.{hint}")
+    for name, column in zip(names, table.columns, strict=True):
+        if is_csv and pa.types.is_binary(column.type):
+            raise CatalogError(f"{file}: the column {name!r} is not valid UTF-8. Save the file as UTF-8.")
+    uri = table["uri"]
+    if pa.types.is_dictionary(uri.type):  # categories
+        uri = uri.cast(uri.type.value_type)
+    if not any(is_text(uri.type) for is_text in _TEXT):
+        raise CatalogError(f"{file}: the column 'uri' must hold text, got {uri.type}.")
+    return Manifest(file, table.set_column(names.index("uri"), "uri", uri), int(is_csv))
+
+
+def _uri_case(names: list[str]) -> str:
+    close = [name for name in names if name.strip().lower() in ("uri", "url", "path", "file", "filename")]
+    return f" Rename the column {close[0]!r}." if close else ""
+
+
+def _read_csv(file: Path) -> pa.Table:
+    # One block and one thread: types are inferred from all rows, and errors name theirs.
+    size = file.stat().st_size
+    return csv.read_csv(
+        file,
+        read_options=csv.ReadOptions(use_threads=False, block_size=min(size + 1, 2**31 - 1)),
+        parse_options=csv.ParseOptions(newlines_in_values=True),
+        convert_options=csv.ConvertOptions(column_types={"uri": pa.string()}),
+    )
+
+
+def _labels(table: pa.Table) -> Iterator[str | None]:
+    """JSON object of every row's labels; what is missing or empty is left out."""
+    labels = table.drop_columns(["uri"])
+    if not labels.num_columns:
+        yield from (None for _ in range(table.num_rows))
+        return
+    for batch in labels.to_batches(max_chunksize=65_536):
+        for row in batch.to_pylist():
+            given = {name: value for name, value in row.items() if not _is_missing(value)}
+            yield json.dumps(given, ensure_ascii=False, default=_json) if given else None
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or value == "" or (isinstance(value, float) and not math.isfinite(value))
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    return str(value)

@@ -1,0 +1,319 @@
+"""What a run has to do, and why: a pure function of scan, index and catalog.
+
+No file is opened here. The few whose content must be known first (a changed modification time, a
+new name for a file that has gone) are named by `files_to_hash`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+import pandas as pd
+
+from features.framing import Grid
+from pipeline.definitions import Feature
+
+
+class Action(StrEnum):
+    """What happens to a track."""
+
+    EXTRACT = "extract"  # decode the file, compute everything
+    COMPUTE = "compute"  # compute missing features from what the store has
+    MOVE = "move"  # same content under another name: only the row changes
+    UPDATE = "update"  # same content, other labels, folder or modification time: only the row changes
+    MARK_GONE = "mark gone"  # the file is no longer there
+    FAIL = "fail"  # cannot even be opened: becomes a row of `failures`
+    SKIP = "skip"  # failed before and has not changed since
+    NOTHING = "nothing"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run has to do.
+
+    Parameters
+    ----------
+    tracks
+        One row a track: `track_id`, `collection`, `uri`, `size`, `mtime_ns`, `labels`, `action`,
+        `reason`, and for moves `old_track_id`.
+    parts
+        One row a part that lacks features: `part`, `missing` (tuple of feature names), `tracks`.
+    features
+        The features that are to be complete, upstream first.
+    """
+
+    tracks: pd.DataFrame
+    parts: pd.DataFrame
+    features: tuple[Feature, ...]
+
+    def of(self, *actions: Action) -> pd.DataFrame:
+        """Return the tracks with one of `actions`."""
+        return self.tracks[self.tracks["action"].isin(list(actions))]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to do."""
+        return self.of(Action.NOTHING, Action.SKIP).shape[0] == self.tracks.shape[0]
+
+    def to_records(self) -> list[dict[str, object]]:
+        """Return one mapping a track that has something to do, or was skipped."""
+        rows = self.tracks[self.tracks["action"] != Action.NOTHING.value]
+        columns = ["track_id", "action", "reason", "size", "old_track_id"]
+        records: list[dict[str, object]] = rows[columns].to_dict(orient="records")
+        return records
+
+    def summary(self) -> pd.DataFrame:
+        """Count tracks and bytes by action and reason."""
+        grouped = self.tracks.groupby(["action", "reason"], observed=True, sort=True)
+        table = grouped.agg(tracks=("track_id", "size"), bytes=("size", "sum")).reset_index()
+        return table.sort_values("tracks", ascending=False, kind="stable", ignore_index=True)
+
+
+def wanted_features(features: Mapping[str, Feature], only: Sequence[str] = ()) -> tuple[Feature, ...]:
+    """Return the named features and all they are computed from, upstream first; all without names.
+
+    Features of one fingerprint are one feature.
+    """
+    keep: set[str] = set()
+    for name in only or features:
+        at: str | None = name
+        while at is not None and at not in keep:
+            keep.add(at)
+            at = features[at].upstream
+    first = {feature.fingerprint: feature for name, feature in reversed(features.items()) if name in keep}
+    return tuple(f for name, f in features.items() if name in keep and first[f.fingerprint] is f)
+
+
+def files_to_hash(scanned: pd.DataFrame, indexed: pd.DataFrame) -> list[str]:
+    """Return the uris whose content decides between new and moved, or changed and touched.
+
+    Parameters
+    ----------
+    scanned
+        `Scan.tracks`.
+    indexed
+        The ``tracks`` table.
+    """
+    known = indexed[indexed["content_hash"].notna()]
+    both = scanned.merge(known[["track_id", "size", "mtime_ns"]], on="track_id", suffixes=("", "_known"))
+    touched = both[(both["size"] == both["size_known"]) & (both["mtime_ns"] != both["mtime_ns_known"])]
+    gone = known[~known["track_id"].isin(scanned["track_id"])]
+    new = scanned[~scanned["track_id"].isin(indexed["track_id"]) & scanned["size"].isin(gone["size"])]
+    return [*touched["uri"], *new["uri"]]
+
+
+def plan(
+    scanned: pd.DataFrame,
+    problems: pd.DataFrame,
+    indexed: pd.DataFrame,
+    arrays: pd.DataFrame,
+    features: tuple[Feature, ...],
+    *,
+    collections: Sequence[str],
+    hashes: Mapping[str, str] | None = None,
+    retry_failed: bool = False,
+) -> Plan:
+    """Compare what is there with what the store has.
+
+    Parameters
+    ----------
+    scanned, problems
+        `Scan.tracks` and `Scan.problems`.
+    indexed, arrays
+        The index's two tables.
+    features
+        What is to be complete, upstream first, as `wanted_features` gives it.
+    collections
+        Collections that were scanned: tracks of others are left alone.
+    hashes
+        SHA-256 by uri of the files that `files_to_hash` named.
+    retry_failed
+        Try files again that failed and have not changed since.
+
+    Returns
+    -------
+    Plan
+    """
+    hashes = hashes or {}
+    old = indexed[indexed["collection"].isin(list(collections))]
+    seen = scanned.merge(
+        old[["track_id", "uri", "size", "mtime_ns", "status", "labels", "content_hash", "part", "stage"]],
+        on="track_id",
+        how="left",
+        suffixes=("", "_old"),
+    )
+    missing = _missing_by_part(old, arrays, features)
+    audio = next(feature for feature in features if feature.upstream is None)
+
+    n = len(seen)
+    action = np.full(n, Action.NOTHING.value, dtype=object)
+    reason = np.full(n, "complete", dtype=object)
+
+    def decide(where: pd.Series, what: Action, why: str) -> None:
+        chosen = where.to_numpy(dtype=bool) & (action == Action.NOTHING.value) & (reason == "complete")
+        action[chosen], reason[chosen] = what.value, why
+
+    status = seen["status"].fillna("new")
+    same_size = seen["size"].eq(seen["size_old"]).fillna(False)
+    same_time = seen["mtime_ns"].eq(seen["mtime_ns_old"]).fillna(False)
+    content = seen["uri"].map(hashes) if hashes else pd.Series(None, index=seen.index, dtype=object)
+    same_content = same_size & (
+        same_time | (content.notna() & content.eq(seen["content_hash"]).fillna(False))
+    )
+    failed = status.eq("failed")
+    lacking = seen["part"].map(missing)
+
+    decide(status.eq("new"), Action.EXTRACT, "new")
+    decide(failed & ~same_content, Action.EXTRACT, "failed before, the file has changed")
+    decide(failed & seen["stage"].eq("scan"), Action.EXTRACT, "could not be opened before")
+    if retry_failed:
+        decide(failed, Action.EXTRACT, "failed before, retried on request")
+    decide(failed, Action.SKIP, "failed before, unchanged")
+    decide(~same_content, Action.EXTRACT, "the file has changed")
+    lacks_audio = lacking.map(lambda names: isinstance(names, tuple) and audio.name in names)
+    decide(lacks_audio, Action.EXTRACT, f"no {audio.array_name}")
+    for names in sorted({names for names in lacking if isinstance(names, tuple) and names}):
+        decide(lacking.map(lambda has, names=names: has == names), Action.COMPUTE, f"no {', '.join(names)}")
+    decide(status.eq("gone"), Action.UPDATE, "the file is back")
+    decide(~same_time, Action.UPDATE, "touched, same content")
+    decide(seen["uri"].ne(seen["uri_old"]), Action.UPDATE, "its folder has another place")
+    labels, labels_old = seen["labels"].fillna(""), seen["labels_old"].fillna("")
+    decide(labels.ne(labels_old), Action.UPDATE, "labels have changed")
+
+    seen["action"], seen["reason"] = action, reason
+    seen["old_track_id"] = None
+    seen["content"] = content
+    seen["in_index"] = status.ne("new")
+
+    gone = old[~old["track_id"].isin(scanned["track_id"]) & ~old["track_id"].isin(problems["track_id"])]
+    moved = _mark_moves(seen, gone, hashes)
+    gone = gone[~gone["track_id"].isin(moved)]
+    columns = ["track_id", "collection", "uri", "size", "mtime_ns", "labels"]
+    frames = [
+        seen[[*columns, "action", "reason", "old_track_id", "content", "in_index"]],
+        _gone_rows(gone, columns),
+        _problem_rows(problems, old, columns),
+    ]
+    tracks = pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
+    return Plan(tracks=tracks, parts=_parts(missing, seen), features=features)
+
+
+def _missing_by_part(
+    indexed: pd.DataFrame, arrays: pd.DataFrame, features: tuple[Feature, ...]
+) -> dict[str, tuple[str, ...]]:
+    """Names of the features each part lacks, in order."""
+    has = arrays.groupby("part")["fingerprint"].agg(frozenset).to_dict() if len(arrays) else {}
+    known: dict[frozenset[str], tuple[str, ...]] = {}
+    missing = {}
+    for part in indexed["part"].dropna().unique():
+        prints = has.get(part, frozenset())
+        if prints not in known:
+            known[prints] = tuple(f.name for f in features if f.fingerprint not in prints)
+        missing[part] = known[prints]
+    return missing
+
+
+def _mark_moves(seen: pd.DataFrame, gone: pd.DataFrame, hashes: Mapping[str, str]) -> set[str]:
+    """Turn new tracks whose content a gone one had into moves; return the gone ones."""
+    by_hash = {
+        row.content_hash: row.track_id
+        for row in gone[gone["content_hash"].notna() & gone["part"].notna()].itertuples()
+    }
+    moved: set[str] = set()
+    new = seen[seen["reason"].eq("new") & seen["content"].notna()] if hashes else seen[:0]
+    for row in new.itertuples():
+        old_track_id = by_hash.pop(row.content, None)
+        if old_track_id is not None:
+            seen.loc[row.Index, ["action", "reason", "old_track_id"]] = (
+                Action.MOVE.value,
+                "moved, same content",
+                old_track_id,
+            )
+            moved.add(old_track_id)
+    return moved
+
+
+def _gone_rows(gone: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    rows = gone[columns].copy()
+    already = gone["status"].eq("gone")
+    rows["action"] = np.where(already, Action.NOTHING.value, Action.MARK_GONE.value)
+    rows["reason"] = np.where(already, "gone before", "the file is gone")
+    rows["old_track_id"], rows["content"], rows["in_index"] = None, None, True
+    return rows
+
+
+def _problem_rows(problems: pd.DataFrame, old: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    rows = problems[["track_id", "collection", "uri"]].copy()
+    rows["size"], rows["mtime_ns"], rows["labels"] = 0, 0, None
+    recorded = problems.merge(
+        old[["track_id", "status", "reason"]], on="track_id", how="left", suffixes=("", "_old")
+    )
+    known = (recorded["status"].eq("failed") & recorded["reason"].eq(recorded["reason_old"])).to_numpy(
+        dtype=bool
+    )
+    rows["action"] = np.where(known, Action.SKIP.value, Action.FAIL.value)
+    rows["reason"] = problems["reason"].to_numpy()
+    rows["old_track_id"], rows["content"] = None, None
+    rows["in_index"] = recorded["status"].notna().to_numpy()
+    return rows[[*columns, "action", "reason", "old_track_id", "content", "in_index"]]
+
+
+def _parts(missing: Mapping[str, tuple[str, ...]], seen: pd.DataFrame) -> pd.DataFrame:
+    """Parts whose live tracks lack features that can be computed from the store."""
+    lacking = seen[seen["action"].eq(Action.COMPUTE.value)]
+    counts = lacking.groupby("part").size()
+    return pd.DataFrame(
+        {
+            "part": counts.index.to_numpy(dtype=object),
+            "missing": [missing[part] for part in counts.index],
+            "tracks": counts.to_numpy(dtype=np.int64),
+        }
+    )
+
+
+def estimated_rows(tracks: pd.DataFrame, grid: Grid) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+    """Guess how many chunks files will have, from their size and ending: only balance depends on it."""
+    bytes_a_second = {"wav": 176_000, "aif": 176_000, "aiff": 176_000, "flac": 90_000}
+    endings = tracks["uri"].str.rsplit(".", n=1).str[-1].str.lower()
+    rates = endings.map(bytes_a_second).fillna(18_000).to_numpy(dtype=np.float64)
+    return np.maximum(1.0, tracks["size"].to_numpy(dtype=np.float64) / rates / grid.chunk_s)
+
+
+def batches(tracks: pd.DataFrame, grid: Grid, *, workers: int, rows_per_job: int = 128) -> list[pd.DataFrame]:
+    """Cut tracks into jobs: largest songs first, jobs shrinking towards the end.
+
+    Each job takes a share of what is left (guided self-scheduling), at most `rows_per_job` chunks
+    and at least a few, so all workers end at about the same time.
+
+    Parameters
+    ----------
+    tracks
+        Rows of `Plan.tracks`.
+    grid
+        The store's grid.
+    workers
+        Number of workers.
+    rows_per_job
+        Chunks of audio in a job, at most (a single long track may have more).
+
+    Returns
+    -------
+    list of DataFrame
+    """
+    if not len(tracks):
+        return []
+    rows = estimated_rows(tracks, grid)
+    order = np.argsort(-rows, kind="stable")
+    left = float(rows.sum())
+    jobs, start = [], 0
+    while start < len(order):
+        target = min(float(rows_per_job), max(8.0, left / (3.0 * workers)))
+        stop, taken = start, 0.0
+        while stop < len(order) and (stop == start or taken + rows[order[stop]] <= target):
+            taken += rows[order[stop]]
+            stop += 1
+        jobs.append(tracks.iloc[order[start:stop]])
+        left -= taken
+        start = stop
+    return jobs

@@ -1,0 +1,85 @@
+"""Queries over stored embeddings."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pipeline.errors import StoreError, UnknownNameError, did_you_mean
+
+if TYPE_CHECKING:
+    from pipeline.store.reading import FeatureStore
+
+
+def mean_embeddings(
+    store: "FeatureStore", feature: str = "embedding"
+) -> tuple[list[str], NDArray[np.float32]]:
+    """Return each track's embedding, averaged over its chunks.
+
+    Parameters
+    ----------
+    store
+        An open store.
+    feature
+        A feature of one vector a chunk.
+
+    Returns
+    -------
+    track_ids : list of str
+    vectors : (track, dimension) float32
+
+    Raises
+    ------
+    StoreError
+        If the feature is not of vectors.
+    """
+    stored = store[feature]
+    if len(stored.row_shape) != 1 or stored.kind == "audio":
+        raise StoreError(f"{feature} is {stored.kind}, expected an embedding: one vector a chunk.")
+    track_ids = list(stored.tracks.index)
+    vectors = np.empty((len(track_ids), *stored.row_shape), dtype=np.float32)
+    for number, track_id in enumerate(track_ids):
+        vectors[number] = stored.values(track_id).mean(axis=0)
+    return track_ids, vectors
+
+
+def nearest_tracks(
+    store: "FeatureStore", track_id: str, *, feature: str = "embedding", n: int = 3
+) -> pd.DataFrame:
+    """Return the tracks whose mean embedding is nearest to one track's.
+
+    The collection's mean is taken off first: all embeddings share a large common part, and without
+    it every cosine would be close to 1.
+
+    Parameters
+    ----------
+    store
+        An open store.
+    track_id
+        The track to compare with.
+    feature
+        A feature of one vector a chunk.
+    n
+        How many to return.
+
+    Returns
+    -------
+    DataFrame
+        `track_id` and `similarity` (cosine, -1 to 1), most similar first.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such track or feature.
+    """
+    track_ids, vectors = mean_embeddings(store, feature)
+    if track_id not in track_ids:
+        raise UnknownNameError(f"no track {track_id!r} with {feature}.{did_you_mean(track_id, track_ids)}")
+    centred = vectors - vectors.mean(axis=0)
+    norms = np.linalg.norm(centred, axis=1, keepdims=True)
+    units = centred / np.where(norms > 0, norms, 1.0)
+    similarity = units @ units[track_ids.index(track_id)]
+    ranking = pd.DataFrame({"track_id": track_ids, "similarity": similarity.astype(float)})
+    others = ranking[ranking["track_id"] != track_id]
+    return others.sort_values("similarity", ascending=False, kind="stable", ignore_index=True).head(n)
