@@ -127,7 +127,7 @@ class Embedder:
         weight = state[f"convolutions.{layer}.weight"].double() * scale[:, None, None, None]
         bias = state[f"convolutions.{layer}.bias"].double() * scale + shift
         return (
-            weight.to(self.device, self._dtype).contiguous(memory_format=torch.channels_last),
+            weight.to(self.device, self._dtype).to(memory_format=torch.channels_last),
             bias.to(self.device, self._dtype),
         )
 

@@ -1,10 +1,10 @@
 """Decoders of audio files: blocks of samples at the file's own rate, by FFmpeg (PyAV) or libsndfile.
 
-Decoding bounds the speed of everything else, so FFmpeg's usual way (`FFmpegSource._smooth_blocks`) is one filter
-graph: reading, decoding and collecting the codec's small frames into blocks happen without Python. At the
-first irregularity (a broken packet, a new sample rate) the graph gives up, and the careful way decodes the file
-again frame by frame, drops what was handed out already and goes on. libsndfile reads uncompressed files, and
-takes over when FFmpeg cannot open a file.
+Decoding bounds the speed of everything else, so FFmpeg's usual way (`FFmpegSource._smooth_blocks`) is one
+filter graph: reading, decoding and collecting the codec's small frames into blocks happen without Python. At
+the first irregularity (a broken packet, a new sample rate) the graph gives up, and the careful way decodes the
+file again frame by frame, drops what was handed out already and goes on. libsndfile reads uncompressed files,
+and takes over when FFmpeg cannot open a file.
 """
 
 import os
@@ -35,7 +35,7 @@ _DEMUXERS = (
 )
 _ONLY_FILES = {"protocol_whitelist": "file", "format_whitelist": _DEMUXERS}
 
-# Containers whose declared length is a count; an MP3 has one only in a Xing or VBRI header.
+# Containers whose declared length is a count, not an estimate from the bit rate.
 _COUNTING = {"aiff", "ape", "asf", "caf", "flac", "matroska", "mov", "ogg", "tta", "w64", "wav", "wv"}
 
 _SOUNDFILE_CODECS = {
@@ -129,6 +129,7 @@ class SoundFileSource:
         self._done = 0
 
     def blocks(self) -> Iterator[Block]:
+        """Blocks of the whole file, to be iterated once; a block's samples hold until the next is asked for."""
         buffer = np.empty((_BLOCK, self.info.channels), np.float32)
         try:
             while len(samples := self._file.read(out=buffer)):
@@ -146,6 +147,7 @@ class SoundFileSource:
         return _cut_chunk(self._path)
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 
@@ -164,10 +166,12 @@ class FFmpegSource:
             codec = context.codec.name.removesuffix("float")
             self.info = AudioInfo(codec, context.sample_rate, context.layout.nb_channels, "pyav")
             self._index = stream.index
-            counting = _COUNTING.intersection(container.format.name.split(",")) or _counts_frames(path)
-            self._ogg = container.format.name == "ogg"
+            formats = set(container.format.name.split(","))
+            self._ogg = "ogg" in formats
             self._declared_s: float | None = None
-            if counting and stream.duration is not None and stream.time_base is not None:
+            if "mp3" in formats:
+                self._declared_s = _mp3_length_s(path, context.sample_rate)
+            elif formats & _COUNTING and stream.duration is not None and stream.time_base is not None:
                 self._declared_s = float(stream.duration * stream.time_base)
         if not self.info.sample_rate or not self.info.channels:
             raise Unusable("has a header but no audio that can be decoded")
@@ -179,6 +183,7 @@ class FFmpegSource:
         self._broken_inside = self._broken_last = 0  # packets before, and after, the last good one
 
     def blocks(self) -> Iterator[Block]:
+        """Blocks of the whole file, to be iterated once; a block's samples hold until the next is asked for."""
         done = 0
         try:
             for block in self._smooth_blocks():
@@ -326,15 +331,23 @@ def _gathered(blocks: Iterator[Block], *, skip: int) -> Iterator[Block]:
             yield Block(np.concatenate(held), scale, rate)
 
 
-def _counts_frames(path: str) -> bool:
-    """Whether an MP3 declares its number of frames (Xing, Info or VBRI header)."""
+def _mp3_length_s(path: str, sample_rate: int) -> float | None:
+    """Least length that an MP3 declares in its Xing, Info or VBRI header (FFmpeg may answer with an estimate)."""
     with open(path, "rb") as file:
         head = file.read(10)
+        start = 0
         if head[:3] == b"ID3":
             size = [byte & 0x7F for byte in head[6:10]]
-            file.seek(10 + (size[0] << 21 | size[1] << 14 | size[2] << 7 | size[3]))
-        frame = file.read(1024)
-    return any(tag in frame for tag in (b"Xing", b"Info", b"VBRI"))
+            start = 10 + (size[0] << 21 | size[1] << 14 | size[2] << 7 | size[3])
+        file.seek(start)
+        head = file.read(1024)
+    for tag, place in ((b"Xing", 8), (b"Info", 8), (b"VBRI", 14)):
+        found = head.find(tag)
+        if found >= 0 and len(head) >= found + 18 and (tag == b"VBRI" or head[found + 7] & 1):
+            (frames,) = struct.unpack_from(">I", head, found + place)
+            # two frames are what encoders' delay and padding may take away
+            return float((frames - 2) * (1152 if sample_rate >= 32_000 else 576) / sample_rate)
+    return None
 
 
 def _has_last_page(path: str) -> bool:

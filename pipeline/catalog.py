@@ -321,8 +321,9 @@ def _feature_problems(features: Any) -> list[tuple[str, str]]:
     entries = {name: entry for name, entry in features.items() if isinstance(entry, dict)}
     found = []
     audio = [name for name, entry in entries.items() if entry.get("kind") == "audio"]
-    # Where a kind is missing or misspelt, that one may be the audio.
-    if len(audio) > 1 or (not audio and all(entry.get("kind") in KINDS for entry in entries.values())):
+    # Where an entry or its kind is wrong, that one may be the audio.
+    kinds_known = all(isinstance(entry, dict) and entry.get("kind") in KINDS for entry in features.values())
+    if len(audio) > 1 or (not audio and kinds_known):
         got = " and ".join(audio) or "none"
         found.append(("features", f"expected exactly one feature of kind audio, got {got}."))
     for name, entry in entries.items():

@@ -170,8 +170,8 @@ def finished_jobs(
     """
     waiting = deque(jobs)
     suspects: deque[Job] = deque()
-    done: queue.Queue[Future] = queue.Queue()
-    in_flight: dict[str, tuple[Future, Job]] = {}
+    done: queue.Queue[Future[JobResult]] = queue.Queue()
+    in_flight: dict[Any, tuple[Future[JobResult], Job]] = {}
 
     def submit(job: Job) -> None:
         future = client.submit(run, job, pure=False)
@@ -209,7 +209,7 @@ def finished_jobs(
             future.cancel(force=True)
 
 
-def _ended(done: "queue.Queue[Future]") -> list[Future]:
+def _ended(done: "queue.Queue[Future[JobResult]]") -> list[Future[JobResult]]:
     """Futures that have ended, after waiting a moment for the first."""
     ended = []
     with contextlib.suppress(queue.Empty):

@@ -76,6 +76,12 @@ def scan(catalog: Catalog, *, only: Sequence[str] | None = None) -> Scan:
     Scan
         Tracks and problems, each sorted by `track_id`.
 
+    Notes
+    -----
+    Links to folders are followed, but every folder is read once: where several links lead to one
+    folder, or a link to a folder of the same collection, its tracks are listed under one name, the
+    real one before a link's.
+
     Raises
     ------
     UnknownNameError
@@ -263,17 +269,14 @@ class _Walk:
         self.folders += below
 
     def _seen(self, path: str, uri: str, status: os.stat_result, *, linked: bool) -> bool:
-        identity = (status.st_dev, status.st_ino)
-        first = self.visited.setdefault(identity, path)
+        """Whether a folder was read before; a link to a folder above itself is told as a problem."""
+        first = self.visited.setdefault((status.st_dev, status.st_ino), path)
         if first == path:
             return False
         target = os.path.join(os.path.realpath(uri), "")
         above = os.path.join(os.path.realpath(os.path.dirname(uri)), "")
         if linked and above.startswith(target):
-            reason = "symlink loop: leads back to a folder above it"
-        else:
-            reason = f"the same folder as {_printable(first) or 'the collection itself'!r}, read there"
-        self.found.problem(path, uri, reason)
+            self.found.problem(path, uri, "symlink loop: leads back to a folder above it")
         return True
 
     def _file(self, path: str, entry: os.DirEntry[str]) -> None:

@@ -7,7 +7,7 @@ decoded and rows made a year later from the cache are the same bits.
 """
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -57,7 +57,7 @@ def _computation(feature: Feature) -> _Computation:
             n_mfcc = definition.n_mfcc
             return _Computation(lambda log_mel: mfcc(log_mel, n_mfcc=n_mfcc))
         case CnnDefinition():
-            from features.cnn import Embedder  # imports torch: only where it is needed
+            from features.inference import Embedder  # imports torch: only where it is needed
             from features.weights import load_weights
 
             embedder = Embedder(
@@ -74,7 +74,7 @@ class _Node:
     """One feature of the chain and what of a track it has seen."""
 
     def __init__(
-        self, feature: Feature, computation: _Computation, sink: Sink, seconds: "Counter[str]"
+        self, feature: Feature, computation: _Computation, sink: Sink, seconds: dict[str, float]
     ) -> None:
         self.feature = feature
         self.children: list[_Node] = []
@@ -150,7 +150,7 @@ class FeatureChain:
 
     features: Sequence[Feature]
     sink: Sink
-    seconds: "Counter[str]" = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     _fed: dict[str, list[_Node]] = field(default_factory=dict, init=False)
     _audio: Feature | None = field(default=None, init=False)
 

@@ -105,6 +105,8 @@ class AudioStream:
         empty = True
         try:
             for block in _resampled(self._source.blocks(), self._sample_rate):
+                if not len(block):
+                    continue
                 # One pass for the usual case; squares of huge finite samples may overflow.
                 if not np.isfinite(np.dot(block, block)) and not np.isfinite(block).all():
                     raise Unusable("has samples that are not finite numbers (NaN or infinity)")

@@ -68,18 +68,13 @@ def _draw(panel: "Axes", store: "FeatureStore", feature: "StoredFeature", track_
         panel.set_ylim(-1.05 * max(1.0, float(high.max())), 1.05 * max(1.0, float(high.max())))
     elif feature.kind == "cnn":
         vectors = feature.values(track_id)
-        _image(
-            panel,
-            vectors.T / np.maximum(np.abs(vectors).max(axis=0), 1e-9)[:, None],
-            len(vectors) * grid.chunk_s,
-        )
-        panel.set_ylabel("dimension")
+        # What changes from chunk to chunk: most of an embedding is the same for a whole song.
+        _image(panel, _z_scores(vectors.T), len(vectors) * grid.chunk_s)
+        panel.set_ylabel("dimension\n(z-score)")
     else:
         frames = feature.frames(track_id)
         if feature.kind == "mfcc":
-            spread = frames[1:].std(axis=1, keepdims=True)
-            frames = (frames[1:] - frames[1:].mean(axis=1, keepdims=True)) / np.maximum(spread, 1e-6)
-            frames = np.clip(frames, -3, 3)
+            frames = _z_scores(frames[1:])
             panel.set_ylabel("coefficient\n(z-score, from 1)")
         else:
             panel.set_ylabel("mel band")
@@ -96,6 +91,12 @@ def _image(panel: "Axes", values: NDArray[np.float32], seconds: float) -> None:
         cmap="magma",
         extent=(0.0, seconds, 0.0, float(values.shape[0])),
     )
+
+
+def _z_scores(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows without their mean, in units of their deviation, within +-3."""
+    spread = np.maximum(rows.std(axis=1, keepdims=True), 1e-6)
+    return np.asarray(np.clip((rows - rows.mean(axis=1, keepdims=True)) / spread, -3, 3))
 
 
 def _thinned(frames: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -25,7 +25,7 @@ from pipeline.planning import Action, Plan, batches, estimated_rows, files_to_ha
 from pipeline.store.files import write_lock
 from pipeline.store.index import FORMAT_FILE, Index
 from pipeline.store.location import local_store
-from pipeline.store.records import TrackRow
+from pipeline.store.records import ArrayRow, TrackRow
 
 if TYPE_CHECKING:
     from pipeline.cluster import Job, Killer
@@ -329,7 +329,8 @@ class _Run:
         from pipeline.cluster import Killer
         from pipeline.jobs import ComputeJob
 
-        arrays, tracks = [], []
+        arrays: list[ArrayRow] = []
+        tracks: list[TrackRow] = []
         for result in batch:
             if isinstance(result, Killer):
                 if isinstance(result.job, ComputeJob):
@@ -390,36 +391,28 @@ class _Run:
         )
 
 
-def _new_row(planned: dict[str, object]) -> TrackRow:
+def _new_row(planned: dict[str, Any]) -> TrackRow:
     """Row of a track as the plan knows it."""
     labels = planned["labels"]
     return TrackRow(
         track_id=str(planned["track_id"]),
         collection=str(planned["collection"]),
         uri=str(planned["uri"]),
-        size=int(planned["size"]),  # type: ignore[call-overload]
-        mtime_ns=int(planned["mtime_ns"]),  # type: ignore[call-overload]
+        size=int(planned["size"]),
+        mtime_ns=int(planned["mtime_ns"]),
         status="planned",
         labels=labels if isinstance(labels, str) else None,
     )
 
 
-def _changed_row(planned: dict[str, object], old: pd.DataFrame) -> TrackRow:
+def _changed_row(planned: dict[str, Any], old: pd.DataFrame) -> TrackRow:
     """The old row with what has changed about it."""
     before = planned["old_track_id"] if isinstance(planned["old_track_id"], str) else planned["track_id"]
     values = {name: None if pd.isna(value) else value for name, value in old.loc[before].to_dict().items()}
     if planned["action"] == Action.MARK_GONE:
-        return TrackRow(**{**values, "status": "gone"})
-    new = _new_row(planned)
-    return TrackRow(
-        **{
-            **values,
-            "track_id": new.track_id,
-            "collection": new.collection,
-            "uri": new.uri,
-            "size": new.size,
-            "mtime_ns": new.mtime_ns,
-            "labels": new.labels,
-            "status": "ok",
-        }
-    )
+        changes: dict[str, Any] = {"status": "gone"}
+    else:
+        new = _new_row(planned)
+        names = ("track_id", "collection", "uri", "size", "mtime_ns", "labels")
+        changes = {"status": "ok", **{name: getattr(new, name) for name in names}}
+    return TrackRow(**{**values, **changes})

@@ -6,7 +6,7 @@ import os
 import platform
 import resource
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -97,7 +97,7 @@ def run(job: ExtractJob | ComputeJob) -> JobResult:
 
 def _extract(job: ExtractJob) -> JobResult:
     started = time.perf_counter()
-    writing = Counter[str]()
+    writing: dict[str, float] = defaultdict(float)
     grid = job.features[0].grid
     with PartWriter(job.store, job.features, computed_with()) as part:
 
@@ -115,11 +115,11 @@ def _extract(job: ExtractJob) -> JobResult:
         else:
             part.abandon()
         writing["write"] += time.perf_counter() - begun
-    return _result(arrays, rows, chain.seconds + writing, time.perf_counter() - started)
+    return _result(arrays, rows, {**chain.seconds, **writing}, time.perf_counter() - started)
 
 
 def _result(
-    arrays: list[ArrayRow], tracks: list[TrackRow], seconds: "Counter[str]", total: float
+    arrays: list[ArrayRow], tracks: list[TrackRow], seconds: dict[str, float], total: float
 ) -> JobResult:
     shares = {**seconds, "total": total}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -100,8 +100,6 @@ class _Paths:
         """Path of a uri from the root (absolute if outside), and whether it is remote."""
         if uri is None or not uri.strip():
             raise ValueError("expected a path, got nothing.")
-        if "\0" in uri:
-            raise ValueError("a path cannot hold a NUL character.")
         scheme = _SCHEME.match(uri)
         if scheme and scheme[1].lower() != "file":
             return uri, True
@@ -110,6 +108,8 @@ class _Paths:
             if host not in ("", "localhost") or not slash:
                 raise ValueError(f"expected file:///path, got {uri!r}.")
             uri = "/" + unquote(rest)
+        if "\0" in uri:
+            raise ValueError("a path cannot hold a NUL character.")
         if uri.startswith("/"):
             path = "/" + posixpath.normpath(uri).lstrip("/")
             prefix = self.root.rstrip("/") + "/"
@@ -200,10 +200,11 @@ def _labels(table: pa.Table) -> Iterator[str | None]:
     if not labels.num_columns:
         yield from (None for _ in range(table.num_rows))
         return
+    encoder = json.JSONEncoder(ensure_ascii=False, default=_json)
     for batch in labels.to_batches(max_chunksize=65_536):
         for row in batch.to_pylist():
             given = {name: value for name, value in row.items() if not _is_missing(value)}
-            yield json.dumps(given, ensure_ascii=False, default=_json) if given else None
+            yield encoder.encode(given) if given else None
 
 
 def _is_missing(value: Any) -> bool:

@@ -54,7 +54,7 @@ class Plan:
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to do."""
-        return self.of(Action.NOTHING, Action.SKIP).shape[0] == self.tracks.shape[0]
+        return len(self.of(Action.NOTHING, Action.SKIP)) == len(self.tracks)
 
     def to_records(self) -> list[dict[str, object]]:
         """Return one mapping a track that has something to do, or was skipped."""
@@ -81,7 +81,9 @@ def wanted_features(features: Mapping[str, Feature], only: Sequence[str] = ()) -
         while at is not None and at not in keep:
             keep.add(at)
             at = features[at].upstream
-    first = {feature.fingerprint: feature for name, feature in reversed(features.items()) if name in keep}
+    first = {
+        feature.fingerprint: feature for name, feature in reversed(list(features.items())) if name in keep
+    }
     return tuple(f for name, f in features.items() if name in keep and first[f.fingerprint] is f)
 
 
@@ -277,7 +279,10 @@ def estimated_rows(tracks: pd.DataFrame, grid: Grid) -> "np.ndarray[tuple[int], 
     bytes_a_second = {"wav": 176_000, "aif": 176_000, "aiff": 176_000, "flac": 90_000}
     endings = tracks["uri"].str.rsplit(".", n=1).str[-1].str.lower()
     rates = endings.map(bytes_a_second).fillna(18_000).to_numpy(dtype=np.float64)
-    return np.maximum(1.0, tracks["size"].to_numpy(dtype=np.float64) / rates / grid.chunk_s)
+    rows: np.ndarray[tuple[int], np.dtype[np.float64]] = np.maximum(
+        1.0, tracks["size"].to_numpy(dtype=np.float64) / rates / grid.chunk_s
+    )
+    return rows
 
 
 def batches(tracks: pd.DataFrame, grid: Grid, *, workers: int, rows_per_job: int = 128) -> list[pd.DataFrame]:

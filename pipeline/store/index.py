@@ -208,18 +208,23 @@ class Index:
         StoreWriteError
             If the file system refuses.
         """
-        about = CommitProperties(custom_metadata=dict(provenance))
         with _committing(self.store):
             if arrays:
+                about = CommitProperties(custom_metadata=dict(provenance))
                 write_deltalake(
                     self._arrays, _table(arrays, ARRAYS_SCHEMA), mode="append", commit_properties=about
                 )
-            if added:
+            # Each commit of `tracks` names the `arrays` it belongs to; one that only brings arrays
+            # is an empty append, so that every commit has a number of its own.
+            about = CommitProperties(
+                custom_metadata={**provenance, "arrays_version": str(self._arrays.version())}
+            )
+            if updated or removed:
+                self._merge(updated, list(removed), about)
+            if added or not (updated or removed):
                 write_deltalake(
                     self._tracks, _table(added, TRACKS_SCHEMA), mode="append", commit_properties=about
                 )
-            if updated or removed:
-                self._merge(updated, list(removed), about)
 
     def _merge(self, updated: Sequence[TrackRow], removed: list[str], about: CommitProperties) -> None:
         gone = [TrackRow(track_id, "", "", 0, 0, "removed") for track_id in removed]

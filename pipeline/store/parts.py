@@ -84,7 +84,7 @@ def _write_coordinate(folder: Path, name: str, values: NDArray[Any], dim: str, *
             data=values,
             chunks=(max(1, len(values)),),
             dimension_names=[dim],
-            attributes=attributes,
+            attributes=dict[str, Any](attributes),
             filters=None,
             compressors=None,
         )

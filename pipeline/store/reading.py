@@ -298,6 +298,7 @@ def open_part(store: Path, part: str) -> "xr.Dataset":
 
     folder = part_folder(store, part)
     try:
-        return xr.open_zarr(folder, consolidated=False, chunks=None)
+        part_data: xr.Dataset = xr.open_zarr(folder, consolidated=False, chunks=None)
+        return part_data
     except (OSError, ValueError, KeyError) as error:
         raise StoreDamagedError(f"part {part}: cannot be opened ({error}).") from error

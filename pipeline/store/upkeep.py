@@ -14,6 +14,7 @@ from pipeline.store.parts import PARTS, part_folder
 from pipeline.store.reading import FeatureStore
 
 GRACE_S = 3600.0
+KIND_ORDER = {"audio": 0, "log_mel": 1, "mfcc": 2, "cnn": 3}
 
 
 def folder_bytes(folder: Path) -> int:
@@ -47,6 +48,9 @@ def features_table(store: FeatureStore) -> pd.DataFrame:
         .reset_index()
     )
     table.insert(6, "hours", table.pop("seconds") / 3600.0)
+    table = table.sort_values(
+        "kind", key=lambda kinds: kinds.map(KIND_ORDER), kind="stable", ignore_index=True
+    )
     return table.astype({"tracks": int, "chunks": int, "bytes": int, "parts": int})
 
 
