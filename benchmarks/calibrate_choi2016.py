@@ -43,7 +43,9 @@ def chunks(songs: list[Path], parameters: LogMelParameters) -> Iterator[NDArray[
 
 def main() -> None:
     """Calibrate both variants and write their statistics."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("weights", type=Path, help="cnn_weights_theano.h5")
     parser.add_argument("music", type=Path, help="folder with the 16 .ogg files")
     parser.add_argument("--out", type=Path, default=STATISTICS, help="folder for the two files")

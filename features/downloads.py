@@ -118,6 +118,7 @@ def downloaded(entry: PublishedWeights, folder: Path | None = None) -> Path:
                 f"{entry.url} gave SHA-256 {found}, expected {entry.sha256}; nothing was kept: "
                 "try again, or fetch the file by hand and name its path."
             )
+        partial.chmod(0o644)  # mkstemp's 0600 would shut out others who share the cache
         partial.replace(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or error

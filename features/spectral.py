@@ -2,8 +2,9 @@
 
 Both work chunk by chunk: handed the few samples of context that its first and last frames reach
 into, a chunk's columns are the columns of the whole track, so stored chunks join without a seam.
-The transform runs over blocks of frames that stay in the processor's cache (2.4 ms for 29.1 s of
-audio on one core, against 5 ms in one piece).
+The transform runs over blocks of frames that stay in the processor's cache, and bands are summed in
+groups, each over the few frequencies it covers: 1.7 ms for 29.1 s of audio on one core, against 2.4 ms
+with one dense product and 5 ms in one piece.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 from features.errors import FeatureInputError
 
 Window = Literal["hamming", "hann"]
-FRAMES_PER_BLOCK = 128
+FRAMES_PER_BLOCK = 192
+BANDS_PER_GROUP = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +155,19 @@ def mel_filter_bank(parameters: LogMelParameters) -> NDArray[np.float32]:
 
 
 @lru_cache(maxsize=16)
+def _band_groups(parameters: LogMelParameters) -> tuple[tuple[slice, slice, NDArray[np.float32]], ...]:
+    """Neighbouring bands, the frequencies they cover, and their filters there, (bin, mel)."""
+    bank = mel_filter_bank(parameters)
+    groups = []
+    for first in range(0, len(bank), BANDS_PER_GROUP):
+        rows = bank[first : first + BANDS_PER_GROUP]
+        covered = np.flatnonzero(rows.any(axis=0))
+        bins = slice(covered[0], covered[-1] + 1) if len(covered) else slice(0, 1)
+        groups.append((slice(first, first + len(rows)), bins, np.ascontiguousarray(rows[:, bins].T)))
+    return tuple(groups)
+
+
+@lru_cache(maxsize=16)
 def periodic_window(name: Window, n_fft: int) -> NDArray[np.float32]:
     """Periodic (DFT-even) Hann or Hamming window, (n_fft,) float32."""
     phase = 2.0 * np.pi * np.arange(n_fft) / n_fft
@@ -187,14 +202,16 @@ def log_mel_of_context(samples: NDArray[np.float32], parameters: LogMelParameter
         )
     frames = np.lib.stride_tricks.sliding_window_view(samples, parameters.n_fft)[:: parameters.hop_length]
     window = periodic_window(parameters.window, parameters.n_fft)
-    filters = mel_filter_bank(parameters).T
+    groups = _band_groups(parameters)
     mel = np.empty((parameters.n_mels, len(frames)), dtype=np.float32)
     for start in range(0, len(frames), FRAMES_PER_BLOCK):
         stop = start + FRAMES_PER_BLOCK
         spectrum = scipy.fft.rfft(frames[start:stop] * window, axis=1, overwrite_x=True)
         parts = spectrum.view(np.float32)
         np.multiply(parts, parts, out=parts)
-        mel[:, start:stop] = ((parts[:, ::2] + parts[:, 1::2]) @ filters).T
+        power = parts[:, ::2] + parts[:, 1::2]
+        for bands, bins, filters in groups:
+            mel[bands, start:stop] = (power[:, bins] @ filters).T
     return _logarithm(mel, parameters)
 
 

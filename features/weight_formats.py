@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from features.cnn import ChoiNetwork, ChoiVariant
 from features.errors import WeightsError
@@ -170,7 +170,7 @@ def save_safetensors(path: Path, state: State, card: dict[str, object], sha256: 
     partial = path.with_name(f".{path.name}.partial")
     metadata = {"card": json.dumps(card, sort_keys=True), "sha256": sha256}
     try:
-        save_file(dict(sorted(state.items())), partial, metadata=metadata)
+        partial.write_bytes(save(dict(sorted(state.items())), metadata=metadata))
         partial.replace(path)
     except OSError as error:
         raise WeightsError(

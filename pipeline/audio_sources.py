@@ -9,7 +9,6 @@ and takes over when FFmpeg cannot open a file.
 
 import os
 import stat
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -24,16 +23,17 @@ import numpy as np
 import soundfile as sf
 from numpy.typing import NDArray
 
+from pipeline.audio_headers import cut_chunk, mp3_length_s, next_link, ogg_ending
+
 _BLOCK = 32_768  # samples a block: the fastest of 4,096 to 131,072, it stays in the L2 cache
 _TOLERANCE_S = 0.1  # by which encoders' padding lets declared and decoded lengths differ
-_OGG_PAGE_MAX = 65_307  # bytes
 
 # Demuxers that read the one file they are given: playlists (HLS, concat, DASH) would open others.
 _DEMUXERS = (
     "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dsf,dts,dtshd,eac3,flac,flv,iff,loas,matroska,webm,mlp,mov,mp3,mpc,mpc8,"
     "mpeg,mpegts,ogg,oma,qcp,rm,shn,tak,truehd,tta,voc,w64,wav,wv,xwma"
 )
-_ONLY_FILES = {"protocol_whitelist": "file", "format_whitelist": _DEMUXERS}
+_ONLY_FILES = {"protocol_whitelist": "file,subfile", "format_whitelist": _DEMUXERS}
 
 # Containers whose declared length is a count, not an estimate from the bit rate.
 _COUNTING = {"aiff", "ape", "asf", "caf", "flac", "matroska", "mov", "ogg", "tta", "w64", "wav", "wv"}
@@ -101,16 +101,19 @@ def audio_source(path: str) -> "FFmpegSource | SoundFileSource":
     if not head:
         raise Unusable("the file is empty (0 bytes)")
     uncompressed = head[:4] in (b"RIFF", b"RF64", b"riff", b"FORM", b".snd")
+    spare = uncompressed or head[:4] in (b"OggS", b"fLaC", b"caff")  # for others libsndfile writes to stderr
     try:
         return SoundFileSource(path) if uncompressed else FFmpegSource(path)
     except Unusable as error:
+        if head[4:8] == b"ftyp" and isinstance(error.__cause__, av.FFmpegError):
+            raise Unusable(
+                "the index of the MP4 file (its moov atom) is missing: it is incomplete"
+            ) from error
+        if not spare:
+            raise
         try:
             return FFmpegSource(path) if uncompressed else SoundFileSource(path)
         except Unusable as other:
-            if head[4:8] == b"ftyp" and isinstance(error.__cause__, av.FFmpegError):
-                error = Unusable(
-                    "the index of the MP4 file (its moov atom) is missing: the file is incomplete"
-                )
             raise (other if uncompressed else error) from other  # FFmpeg's word: it knows more formats
 
 
@@ -144,7 +147,7 @@ class SoundFileSource:
         rate, declared = self.info.sample_rate, self._file.frames
         if declared < 2**62 and declared - self._done > _TOLERANCE_S * rate:  # 2**63 - 1: unknown
             return f"the file ends early: {self._done / rate:.1f} s of {declared / rate:.1f} s can be decoded"
-        return _cut_chunk(self._path)
+        return cut_chunk(self._path)
 
     def close(self) -> None:
         """Close the file."""
@@ -170,7 +173,7 @@ class FFmpegSource:
             self._ogg = "ogg" in formats
             self._declared_s: float | None = None
             if "mp3" in formats:
-                self._declared_s = _mp3_length_s(path, context.sample_rate)
+                self._declared_s = mp3_length_s(path, context.sample_rate)
             elif formats & _COUNTING and stream.duration is not None and stream.time_base is not None:
                 self._declared_s = float(stream.duration * stream.time_base)
         if not self.info.sample_rate or not self.info.channels:
@@ -178,7 +181,7 @@ class FFmpegSource:
         self._count_anew()
 
     def _count_anew(self) -> None:
-        self._decoded_s = self._last_s = 0.0
+        self._decoded_s = self._last_s = self._resumed_s = 0.0
         self._first_s: float | None = None
         self._broken_inside = self._broken_last = 0  # packets before, and after, the last good one
 
@@ -223,6 +226,8 @@ class FFmpegSource:
             try:
                 frame = sink.pull()
             except av.EOFError:
+                if self._ogg and not ogg_ending(self._path)[1]:
+                    raise _Irregular from None  # the graph takes a refused link of a chained Ogg for the end
                 return
             if not isinstance(frame, av.AudioFrame) or frame.layout.nb_channels != channels:
                 raise _Irregular
@@ -236,48 +241,60 @@ class FFmpegSource:
 
     def _careful_blocks(self) -> Iterator[Block]:
         """Blocks frame by frame: over broken packets, and through changes of rate and channels."""
-        with _opened(self._path) as container:
-            packets = container.demux(container.streams[self._index])
-            form: tuple[str, str, int] | None = None
-            while True:
+        link: int | None = 0
+        while link is not None:
+            with _opened(self._path, link) as container:
+                stream = container.streams[self._index] if link == 0 else container.streams.best("audio")
+                if not isinstance(stream, av.AudioStream):
+                    return
+                packets = container.demux(stream)
                 try:
-                    packet = next(packets, None)
+                    yield from self._decoded(packets)
+                    return
+                except av.PatchWelcomeError:  # FFmpeg refuses another rate in the next link of a chained Ogg
+                    link = next_link(self._path, link) if self._ogg else None
                 except av.FFmpegError:  # the file ends within something
                     self._broken_last += 1
                     return
-                if packet is None:
-                    return
-                try:
-                    frames = packet.decode()
-                except av.FFmpegError:
-                    self._broken_last += 1
+
+    def _decoded(self, packets: "Iterator[av.Packet[av.AudioStream]]") -> Iterator[Block]:
+        form: tuple[str, str, int] | None = None
+        for packet in packets:
+            try:
+                frames = packet.decode()
+            except av.FFmpegError:
+                self._broken_last += 1
+                continue
+            for frame in frames:
+                if not frame.samples:
                     continue
-                for frame in frames:
-                    if not isinstance(frame, av.AudioFrame) or not frame.samples:
-                        continue
+                if self._broken_last:
                     self._broken_inside += self._broken_last
-                    self._broken_last = 0
-                    if form != (form := (frame.format.name, frame.layout.name, frame.sample_rate)):
-                        to_float = av.AudioResampler(format="flt")  # of the sample format only
-                    start_s = frame.time
-                    for packed in to_float.resample(frame):
-                        block = _packed(packed, start_s)
-                        self._count(block)
-                        yield block
+                    self._broken_last, self._resumed_s = 0, self._decoded_s
+                if form != (form := (frame.format.name, frame.layout.name, frame.sample_rate)):
+                    to_float = av.AudioResampler(format="flt")  # of the sample format only
+                start_s = frame.time
+                for packed in to_float.resample(frame):
+                    block = _packed(packed, start_s)
+                    self._count(block)
+                    yield block
 
     def loss(self) -> str | None:
         """What is missing of the audio, in words."""
         gap_s = self._last_s - (self._first_s or 0.0) - self._decoded_s
         if gap_s > _TOLERANCE_S:
             return f"{gap_s:.1f} s in the middle are damaged and left out"
-        if self._broken_inside:
+        missing_s = 0.0 if self._declared_s is None else self._declared_s - self._decoded_s
+        cut = missing_s > _TOLERANCE_S
+        # A cut packet may leave a last frame behind it: that is the end, not the middle.
+        if self._broken_inside and not (cut and self._decoded_s - self._resumed_s < 0.5):
             return f"{self._broken_inside} packets in the middle are damaged and left out"
-        if self._declared_s is not None and self._declared_s - self._decoded_s > _TOLERANCE_S:
-            whole = f"{self._declared_s:.1f} s"
-            return f"the file ends early: {self._decoded_s:.1f} s of {whole} can be decoded"
+        if cut:
+            whole_s = self._decoded_s + missing_s
+            return f"the file ends early: {self._decoded_s:.1f} s of {whole_s:.1f} s can be decoded"
         if self._broken_last and self._declared_s is None:
             return f"the file ends within a packet, after {self._decoded_s:.1f} s"
-        if self._ogg and not _has_last_page(self._path):
+        if self._ogg and not ogg_ending(self._path)[0]:
             return f"the file ends early, after {self._decoded_s:.1f} s: its end-of-stream page is missing"
         return None
 
@@ -289,14 +306,17 @@ class _Irregular(Exception):  # noqa: N818 - a signal between two ways of decodi
     """The file changes where the filter graph cannot follow."""
 
 
-def _opened(path: str) -> av.container.InputContainer:
-    """Container of a local file; FFmpeg gets no other protocol."""
+def _opened(path: str, start: int = 0) -> av.container.InputContainer:
+    """Container of a local file, from byte `start` on; FFmpeg gets no other protocol."""
     try:
-        return av.open("file:" + path, metadata_errors="replace", container_options=_ONLY_FILES)
+        url = f"subfile,,start,{start},end,{os.path.getsize(path)},,:file:{path}" if start else f"file:{path}"
+        return av.open(url, metadata_errors="replace", container_options=_ONLY_FILES)
     except av.InvalidDataError as error:
         raise Unusable("is not audio in a known format, or its header is damaged") from error
     except av.ArgumentError as error:  # also what a demuxer off the list gives
         raise Unusable("is not audio in a known format") from error
+    except FileNotFoundError as error:
+        raise Unusable("no such file") from error
     except av.FFmpegError as error:
         raise Unusable(f"cannot be opened: {(error.strerror or 'unknown error').lower()}") from error
 
@@ -329,49 +349,3 @@ def _gathered(blocks: Iterator[Block], *, skip: int) -> Iterator[Block]:
                 held = []
         if any(map(len, held)):
             yield Block(np.concatenate(held), scale, rate)
-
-
-def _mp3_length_s(path: str, sample_rate: int) -> float | None:
-    """Least length that an MP3 declares in its Xing, Info or VBRI header (FFmpeg may answer with an estimate)."""
-    with open(path, "rb") as file:
-        head = file.read(10)
-        start = 0
-        if head[:3] == b"ID3":
-            size = [byte & 0x7F for byte in head[6:10]]
-            start = 10 + (size[0] << 21 | size[1] << 14 | size[2] << 7 | size[3])
-        file.seek(start)
-        head = file.read(1024)
-    for tag, place in ((b"Xing", 8), (b"Info", 8), (b"VBRI", 14)):
-        found = head.find(tag)
-        if found >= 0 and len(head) >= found + 18 and (tag == b"VBRI" or head[found + 7] & 1):
-            (frames,) = struct.unpack_from(">I", head, found + place)
-            # two frames are what encoders' delay and padding may take away
-            return float((frames - 2) * (1152 if sample_rate >= 32_000 else 576) / sample_rate)
-    return None
-
-
-def _has_last_page(path: str) -> bool:
-    """Whether the last page of an Ogg file ends its stream."""
-    with open(path, "rb") as file:
-        file.seek(max(0, os.path.getsize(path) - 2 * _OGG_PAGE_MAX))
-        tail = file.read()
-    page = tail.rfind(b"OggS\0")
-    return page >= 0 and len(tail) > page + 5 and bool(tail[page + 5] & 4)
-
-
-def _cut_chunk(path: str) -> str | None:
-    """What the samples' chunk of a RIFF or AIFF file lacks, in words; libsndfile reads on silently."""
-    size, place = os.path.getsize(path), 12
-    with open(path, "rb") as file:
-        order = {b"RIFF": "<", b"FORM": ">"}.get(file.read(4))
-        while order and place + 8 <= size:
-            file.seek(place)
-            name, length = struct.unpack(f"{order}4sI", file.read(8))
-            place += 8
-            if name in (b"data", b"SSND"):
-                streamed = length >= 2**31 - 2**16  # written before the length was known
-                if streamed or place + length <= size:
-                    return None
-                return f"the file ends early: {size - place} of {length} bytes of samples are there"
-            place += length + length % 2
-    return None

@@ -175,13 +175,13 @@ def plan(
     decide(~same_content, Action.EXTRACT, "the file has changed")
     lacks_audio = lacking.map(lambda names: isinstance(names, tuple) and audio.name in names)
     decide(lacks_audio, Action.EXTRACT, f"no {audio.array_name}")
-    for names in sorted({names for names in lacking if isinstance(names, tuple) and names}):
-        decide(lacking.map(lambda has, names=names: has == names), Action.COMPUTE, f"no {', '.join(names)}")
     decide(status.eq("gone"), Action.UPDATE, "the file is back")
     decide(~same_time, Action.UPDATE, "touched, same content")
     decide(seen["uri"].ne(seen["uri_old"]), Action.UPDATE, "its folder has another place")
     labels, labels_old = seen["labels"].fillna(""), seen["labels_old"].fillna("")
     decide(labels.ne(labels_old), Action.UPDATE, "labels have changed")
+    for names in sorted({names for names in lacking if isinstance(names, tuple) and names}):
+        decide(lacking.map(lambda has, names=names: has == names), Action.COMPUTE, f"no {', '.join(names)}")
 
     seen["action"], seen["reason"] = action, reason
     seen["old_track_id"] = None
@@ -189,6 +189,9 @@ def plan(
     seen["in_index"] = status.ne("new")
 
     gone = old[~old["track_id"].isin(scanned["track_id"]) & ~old["track_id"].isin(problems["track_id"])]
+    # A folder that could not be listed is named with a slash at its end: of what is below it, nothing is known.
+    unlisted = tuple(name for name in problems["track_id"] if name.endswith("/"))
+    gone = gone[[not name.startswith(unlisted) for name in gone["track_id"]]]
     moved = _mark_moves(seen, gone, hashes)
     gone = gone[~gone["track_id"].isin(moved)]
     columns = ["track_id", "collection", "uri", "size", "mtime_ns", "labels"]
@@ -219,18 +222,19 @@ def _missing_by_part(
 def _mark_moves(seen: pd.DataFrame, gone: pd.DataFrame, hashes: Mapping[str, str]) -> set[str]:
     """Turn new tracks whose content a gone one had into moves; return the gone ones."""
     by_hash = {
-        row.content_hash: row.track_id
+        row.content_hash: (row.track_id, row.part)
         for row in gone[gone["content_hash"].notna() & gone["part"].notna()].itertuples()
     }
     moved: set[str] = set()
     new = seen[seen["reason"].eq("new") & seen["content"].notna()] if hashes else seen[:0]
     for row in new.itertuples():
-        old_track_id = by_hash.pop(row.content, None)
+        old_track_id, part = by_hash.pop(row.content, (None, None))
         if old_track_id is not None:
-            seen.loc[row.Index, ["action", "reason", "old_track_id"]] = (
+            seen.loc[row.Index, ["action", "reason", "old_track_id", "part"]] = (
                 Action.MOVE.value,
                 "moved, same content",
                 old_track_id,
+                part,
             )
             moved.add(old_track_id)
     return moved
@@ -262,8 +266,9 @@ def _problem_rows(problems: pd.DataFrame, old: pd.DataFrame, columns: list[str])
 
 
 def _parts(missing: Mapping[str, tuple[str, ...]], seen: pd.DataFrame) -> pd.DataFrame:
-    """Parts whose live tracks lack features that can be computed from the store."""
-    lacking = seen[seen["action"].eq(Action.COMPUTE.value)]
+    """Parts whose present tracks lack features that can be computed from the store."""
+    kept = seen["action"].isin([Action.COMPUTE.value, Action.UPDATE.value, Action.MOVE.value])
+    lacking = seen[kept & seen["part"].map(lambda part: bool(missing.get(part)))]
     counts = lacking.groupby("part").size()
     return pd.DataFrame(
         {

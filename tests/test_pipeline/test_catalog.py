@@ -191,8 +191,8 @@ def test_catalogs_made_in_python_are_checked_on_use() -> None:
         ),
         (
             "{path: ./music}",
-            "{path: a, inclde: ['*.ogg']}",
-            "catalog.yaml:4: collections.demo.inclde: unknown key. Did you mean 'include'?",
+            "{path: a, includes: ['*.ogg']}",
+            "catalog.yaml:4: collections.demo.includes: unknown key. Did you mean 'include'?",
         ),
         (
             "{path: ./music}",

@@ -1,0 +1,204 @@
+"""Synthetic songs, a project around them, and one Dask cluster for all tests."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+COMMAND = Path(sys.executable).with_name("mirstore")
+# 64 frames are 1.37 s, so that songs of a few seconds have several chunks.
+CATALOG = """\
+version: 1
+store: ./store
+grid: {{hop_length: 256, frames_per_chunk: 64, min_tail_s: 0.5}}
+collections:
+{collections}
+features:
+{features}
+"""
+AUDIO = "audio: {kind: audio, sample_rate: 12000, dtype: int16}"
+LOGMEL = "logmel: {kind: log_mel, from: audio, n_fft: 512, n_mels: 32}"
+MFCC = "mfcc: {kind: mfcc, from: logmel, n_mfcc: 12}"
+SONGS: dict[str, tuple[int, int, float]] = {  # sample rate in Hz, channels, seconds
+    "eight.wav": (8_000, 1, 2.0),
+    "long.ogg": (44_100, 2, 40.0),
+    "native.flac": (12_000, 1, 9.7),
+    "short.wav": (12_000, 1, 0.01),
+    "sub/folder/mono.ogg": (22_050, 1, 6.3),
+    "sub/stereo.wav": (48_000, 2, 1.0),
+}
+
+
+def synthetic_song(*, sample_rate: int, channels: int, seconds: float, seed: int) -> np.ndarray:
+    """A chord in noise, (sample, channel)."""
+    rng = np.random.default_rng(seed)
+    time = np.arange(round(seconds * sample_rate)) / sample_rate
+    chord = sum(np.sin(2 * np.pi * hz * time) for hz in rng.uniform(80, 2000, 3))
+    return (0.1 * chord[:, None] + 0.05 * rng.standard_normal((len(time), channels))).astype(np.float32)
+
+
+def write_song(
+    path: Path, *, sample_rate: int = 12_000, channels: int = 1, seconds: float = 3.0, seed: int = 0
+) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    samples = synthetic_song(sample_rate=sample_rate, channels=channels, seconds=seconds, seed=seed)
+    sf.write(path, samples, sample_rate)
+    return path
+
+
+@pytest.fixture(scope="session")
+def music(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the synthetic songs; not to be changed."""
+    folder = tmp_path_factory.mktemp("songs")
+    for seed, (name, (sample_rate, channels, seconds)) in enumerate(SONGS.items()):
+        write_song(folder / name, sample_rate=sample_rate, channels=channels, seconds=seconds, seed=seed)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def scheduler() -> Iterator[str]:
+    """Address of a Dask scheduler with two worker processes: starting one takes seconds."""
+    from distributed import LocalCluster
+
+    with (
+        warnings.catch_warnings(),
+        LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=None,
+            host="127.0.0.1",
+            silence_logs=50,
+        ) as cluster,
+    ):
+        yield cluster.scheduler_address
+
+
+@dataclass
+class Project:
+    """A catalog, its music and its store in one folder."""
+
+    folder: Path
+    scheduler: Callable[[], str]
+
+    @property
+    def catalog(self) -> Path:
+        return self.folder / "catalog.yaml"
+
+    @property
+    def music(self) -> Path:
+        return self.folder / "music"
+
+    @property
+    def store_folder(self) -> Path:
+        return self.folder / "store"
+
+    def write_catalog(self, *features: str, **collections: str) -> Path:
+        """Write the catalog; without arguments audio, log-mel and MFCC of ./music as ``demo``."""
+        places = collections or {"demo": "./music"}
+        self.catalog.write_text(
+            CATALOG.format(
+                collections="\n".join(f"  {name}: {{path: {place}}}" for name, place in places.items()),
+                features="\n".join(f"  {feature}" for feature in features or (AUDIO, LOGMEL, MFCC)),
+            )
+        )
+        return self.catalog
+
+    def add_song(self, name: str, **how: Any) -> Path:
+        return write_song(self.music / name, **how)
+
+    def extract(self, **options: Any) -> Any:
+        """Extract through the Python side, on the tests' own cluster."""
+        from pipeline import extract
+
+        return extract(self.catalog, scheduler=self.scheduler(), **options)
+
+    def plan(self, **options: Any) -> dict[str, tuple[str, str]]:
+        """Action and reason of every track that has something to do."""
+        from pipeline import plan_extraction
+
+        records = plan_extraction(self.catalog, **options).to_records()
+        return {str(row["track_id"]): (str(row["action"]), str(row["reason"])) for row in records}
+
+    @property
+    def store(self) -> Any:
+        from pipeline import FeatureStore
+
+        return FeatureStore(self.catalog)
+
+    def run(self, *arguments: str, shared: bool = False, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run the command line in the project's folder; `shared` uses the tests' own cluster."""
+        place = ["--scheduler", self.scheduler()] if shared else []
+        return subprocess.run(
+            [COMMAND, *arguments, *place],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+            **options,
+        )
+
+    def run_json(self, *arguments: str, shared: bool = False) -> Any:
+        """Parsed output of a command that succeeds; NaN is no JSON."""
+        done = self.run(*arguments, "--json", shared=shared)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout, parse_constant=lambda text: pytest.fail(f"{text} is no JSON"))
+
+    def rows(self) -> dict[tuple[str, str], bytes]:
+        """Bytes of every feature version of every track, as stored."""
+        return stored_rows(self.store)
+
+
+def stored_rows(store: Any) -> dict[tuple[str, str], bytes]:
+    versions = store.arrays[["feature", "fingerprint"]].drop_duplicates().itertuples(index=False)
+    found = {}
+    for name, fingerprint in versions:
+        feature = store[f"{name}@{fingerprint}"]
+        for track_id in feature.tracks.index:
+            found[track_id, f"{name}@{fingerprint}"] = feature.stored(track_id).tobytes()
+    return found
+
+
+@pytest.fixture
+def empty_project(tmp_path: Path, request: pytest.FixtureRequest) -> Project:
+    """A project without songs."""
+    project = Project(tmp_path, lambda: str(request.getfixturevalue("scheduler")))
+    project.music.mkdir()
+    project.write_catalog()
+    return project
+
+
+@pytest.fixture
+def project(empty_project: Project, music: Path) -> Project:
+    """A project with its own copy of the synthetic songs."""
+    shutil.copytree(music, empty_project.music, dirs_exist_ok=True)
+    return empty_project
+
+
+@pytest.fixture
+def tmpfs(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Mounter of small file systems: for full disks and read-only ones."""
+    mounted: list[Path] = []
+
+    def mount(folder: Path, options: str) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]
+        if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("needs the right to mount a file system")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "--lazy", folder], check=True)
