@@ -191,7 +191,8 @@ def plan(
     gone = old[~old["track_id"].isin(scanned["track_id"]) & ~old["track_id"].isin(problems["track_id"])]
     # A folder that could not be listed is named with a slash at its end: of what is below it, nothing is known.
     unlisted = tuple(name for name in problems["track_id"] if name.endswith("/"))
-    gone = gone[[not name.startswith(unlisted) for name in gone["track_id"]]]
+    if unlisted:
+        gone = gone[~gone["track_id"].str.startswith(unlisted)]
     moved = _mark_moves(seen, gone, hashes)
     gone = gone[~gone["track_id"].isin(moved)]
     columns = ["track_id", "collection", "uri", "size", "mtime_ns", "labels"]
