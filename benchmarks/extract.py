@@ -24,7 +24,6 @@ import os
 import platform
 import re
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -39,6 +38,7 @@ from typing import Any
 import numpy as np
 import soundfile
 from music import Song, codec_table, songs
+from report import NAMES, Figures, markdown, ratios
 
 BASELINES = Path(__file__).resolve().parent / "baselines"
 FEATURES: dict[str, dict[str, Any]] = {
@@ -47,24 +47,10 @@ FEATURES: dict[str, dict[str, Any]] = {
     "mfcc": {"kind": "mfcc", "from": "logmel", "n_mfcc": 90, "dtype": "float16"},
     "embedding": {"kind": "cnn", "from": "logmel", "variant": "thesis", "weights": "random:0"},
 }
-NAMES = {
-    "a": "librosa + joblib + torch",
-    "b": "bare decoding + resampling",
-    "c": "mirstore",
-    "d": "mirstore without embeddings",
-    "e": "mirstore, 1 worker",
-}
-RATIOS = {
-    "baseline / mirstore, whole commands": ("a", "c", "wall_s"),
-    "mirstore without embeddings / bare decoding, steady": ("d", "b", "steady_s"),
-    "1 worker / {workers} workers, steady": ("e", "c", "steady_s"),
-}
 LIBRARIES = (
     "mirstore numpy scipy librosa soxr av soundfile torch joblib dask distributed zarr numcodecs".split()
 )
 MUSIC_IN_MEMORY_S = 300
-
-Figures = dict[str, Any]
 
 
 class Bench:
@@ -153,17 +139,21 @@ class Bench:
             }
 
     def memory(self, rounds: int, minutes: Sequence[float]) -> Figures:
-        """Extract one long and one short track of the same music, a store and a worker each."""
+        """Extract one long and one short track of the same music, a store and a worker each.
+
+        Also without embeddings: loading a network may need more than any track, and hide its growth.
+        """
         with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
-            long, short = (Path(folder, name) for name in ("long", "short"))
-            for music, length in zip((long, short), minutes, strict=True):
+            peaks: dict[str, dict[str, list[int]]] = {"c": {}, "d": {}}
+            for length_min in minutes:
+                music = Path(folder, f"{length_min:g}")
                 music.mkdir()
-                write_track(music / "track.flac", self.files, length * 60)
-            peaks = defaultdict(list)
-            for _ in range(rounds):
-                for music in (long, short):
-                    peaks[music.name].append(self.mirstore(music=music, workers=1)["worker_peak_bytes"])
-            return {"minutes": list(minutes), "peak_bytes": dict(peaks)}
+                write_track(music / "track.flac", self.files, length_min * 60)
+                for letter, arguments in (("c", ()), ("d", ("--feature", "mfcc"))):
+                    runs = [self.mirstore(*arguments, music=music, workers=1) for _ in range(rounds)]
+                    peaks[letter][music.name] = [run["worker_peak_bytes"] for run in runs]
+                shutil.rmtree(music)
+            return {"minutes": [f"{length_min:g}" for length_min in minutes], "peak_bytes": peaks}
 
 
 def linked(paths: Iterator[Path] | Sequence[Path], folder: Path) -> list[Path]:
@@ -210,7 +200,7 @@ def traced_reads(command: Sequence[str], music: Path, folder: Path) -> Figures:
     calls = "trace=open,openat,openat2,read,pread64,readv,preadv,preadv2,mmap,sendfile,copy_file_range"
     # A file a process (-ff), so that no call is torn in two; -y writes the path next to a descriptor.
     strace = ["strace", "-ff", "-y", "-s", "0", "-e", calls, "-o", str(folder / "trace")]
-    done = subprocess.run([*strace, *command], capture_output=True, text=True, check=False)
+    done = subprocess.run([*strace, *command], capture_output=True, check=False)
     if done.returncode:
         return {"files_opened": None, "bytes_read": None, "not_traced": "strace may not trace here"}
     opened: set[str] = set()
@@ -288,94 +278,6 @@ def machine(precision: str) -> Figures:
     }
 
 
-def spread(values: Sequence[float]) -> Figures:
-    """Return minimum, median and maximum."""
-    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
-
-
-def ratios(rounds: Sequence[dict[str, Figures]], workers: int) -> dict[str, Figures]:
-    """Return the ratios of runs of the same round."""
-    found = {}
-    for name, (over, under, key) in RATIOS.items():
-        paired = [turn[over][key] / turn[under][key] for turn in rounds if over in turn and under in turn]
-        if paired:
-            found[name.format(workers=workers)] = spread(paired)
-    return found
-
-
-def stages(run: Figures, workers: int) -> dict[str, float]:
-    """Return the shares of the workers' time from the first job to the last commit."""
-    seconds = dict(run["stage_s"])
-    total = seconds.pop("total")
-    seconds["decode, resample, hash"] = total - sum(seconds.values())
-    seconds["wait for jobs"] = workers * run["steady_s"] - total
-    return {stage: s / (workers * run["steady_s"]) for stage, s in seconds.items()}
-
-
-def _markdown(results: Figures) -> Iterator[str]:
-    facts, rounds, workers = results["machine"], results["rounds"], results["workers"]
-    yield (
-        f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gib']} GiB, {facts['system']}; "
-        f"{workers} workers; Python {facts['python']}; "
-        + ", ".join(f"{name} {number}" for name, number in facts["libraries"].items())
-        + f". CNN in {facts['mirstore_network']} (mirstore) and {facts['baseline_network']} (baseline).\n"
-    )
-    yield results["music"] + "\n"
-    letters = sorted({letter for turn in rounds for letter in turn})
-    if letters:
-        yield f"Medians of {len(rounds)} rounds:\n"
-        yield "| run | command, s | start-up | steady | rest | x real time, command | steady | worker peak, MB |"
-        yield "|---|---:|---:|---:|---:|---:|---:|---:|"
-    for letter in letters:
-        runs = [turn[letter] for turn in rounds if letter in turn]
-        wall_s, startup_s, steady_s, peak, audio_s = (
-            statistics.median(run[key] for run in runs) if key in runs[0] else None
-            for key in ("wall_s", "startup_s", "steady_s", "worker_peak_bytes", "audio_s")
-        )
-        cells = [
-            f"{wall_s:.2f}",
-            "" if startup_s is None else f"{startup_s:.2f}",
-            "" if steady_s is None else f"{steady_s:.2f}",
-            "" if startup_s is None else f"{wall_s - startup_s - steady_s:.2f}",
-            f"{audio_s / wall_s:,.0f}",
-            "" if steady_s is None else f"{audio_s / steady_s:,.0f}",
-            "" if peak is None else f"{peak / 1e6:.0f}",
-        ]
-        yield f"| ({letter}) {NAMES[letter]} | {' | '.join(cells)} |"
-    if results["ratios"]:
-        yield "\n| ratio within a round | min | median | max |\n|---|---:|---:|---:|"
-        for name, s in results["ratios"].items():
-            yield f"| {name} | {s['min']:.2f} | **{s['median']:.2f}** | {s['max']:.2f} |"
-    shared = {
-        letter: [stages(turn[letter], 1 if letter == "e" else workers) for turn in rounds]
-        for letter in letters
-        if letter in "cde"
-    }
-    if shared:
-        yield "\n| share of the workers' time | " + " | ".join(f"({letter})" for letter in shared) + " |"
-        yield "|---|" + "---:|" * len(shared)
-        for stage in dict.fromkeys(s for runs in shared.values() for run in runs for s in run):
-            medians = [statistics.median(run.get(stage, 0.0) for run in runs) for runs in shared.values()]
-            yield f"| {stage} | " + " | ".join(f"{share:.1%}" for share in medians) + " |"
-    if second := results.get("second_run"):
-        times = spread(second["wall_s"])
-        yield (
-            f"\nSecond run, {second['tracks']} unchanged tracks: {times['median']:.2f} s "
-            f"({times['min']:.2f} to {times['max']:.2f}), "
-            + second.get(
-                "not_traced",
-                f"{second['files_opened']} audio files opened, {second['bytes_read']} audio bytes read",
-            )
-            + "."
-        )
-    if memory := results.get("memory"):
-        long, short = (max(memory["peak_bytes"][name]) for name in ("long", "short"))
-        yield (
-            f"\nPeak memory of a worker: {long / 1e6:.0f} MB for a track of {memory['minutes'][0]:g} min, "
-            f"{short / 1e6:.0f} MB for one of {memory['minutes'][1]:g} min ({long / short - 1:+.1%})."
-        )
-
-
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--music", type=Path, required=True, help="folder of Ogg, Opus and MP3 files")
@@ -437,7 +339,7 @@ def main() -> None:
             lengths = [run["audio_s"] for run in figures.values()]
             if max(lengths) > 1.001 * min(lengths):
                 raise SystemExit(f"extract.py: the runs decoded different amounts of audio: {lengths} s.")
-        results["ratios"] = ratios(results["rounds"], options.workers)
+        results["ratios"] = ratios(results["rounds"])
         if "f" in options.parts:
             results["second_run"] = bench.second_run(options.rounds, options.second_run_tracks)
             say("second run: done")
@@ -445,7 +347,7 @@ def main() -> None:
             results["memory"] = bench.memory(options.rounds, options.memory_minutes)
             say("memory: done")
     say("")
-    print("\n".join(_markdown(results)))
+    print("\n".join(markdown(results)))
 
 
 if __name__ == "__main__":

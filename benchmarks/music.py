@@ -122,7 +122,6 @@ def fetch(packages: Sequence[str], folder: Path) -> list[str]:
             f"music.py: {' and '.join(missing)} not found. Run on Debian or Ubuntu, or unpack "
             f"{', '.join(packages)} elsewhere and name that folder with --unpacked."
         )
-    folder.chmod(0o755)  # apt's own user writes into it
     fetched = []
     for package in packages:
         print(f"fetching {package}", flush=True)
@@ -213,12 +212,16 @@ def main() -> None:
     if collection:
         print(f"{options.folder} has music already; delete it to begin anew.\n")
     else:
-        options.folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory() as scratch:
-            unpacked = options.unpacked or Path(scratch)
+        options.folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=options.folder.parent, prefix=".music-") as scratch:
+            unpacked, partial = options.unpacked or Path(scratch, "unpacked"), Path(scratch, "music")
             if options.unpacked is None:
+                Path(scratch).chmod(0o755)  # apt's own user writes below it
+                unpacked.mkdir()
                 fetch(PACKAGES, unpacked)
-            collection = collect(unpacked, options.folder, n_as_mp3=options.as_mp3)
+            partial.mkdir()
+            collection = collect(unpacked, partial, n_as_mp3=options.as_mp3)
+            partial.rename(options.folder)  # a run that was broken off leaves nothing to be taken for whole
         if options.as_mp3:
             print(f"{options.as_mp3} songs were re-encoded as MP3 ({MP3_BIT_RATE // 1000} kbit/s, LAME).\n")
     if not collection:

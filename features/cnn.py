@@ -13,7 +13,7 @@ References
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -158,7 +158,8 @@ class ChoiNetwork(nn.Module):
         x = self.normalised(log_mels)
         for layer in range(len(self.convolutions)):
             x = self._activated(layer, self.convolutions[layer](x), batch_statistics)
-        return x.flatten(1)
+        embeddings: torch.Tensor = x.flatten(1)
+        return embeddings
 
     def tag_probabilities(self, log_mels: torch.Tensor, *, batch_statistics: bool = False) -> torch.Tensor:
         """Probability of each tag, shape (chunk, n_outputs), for the variants that have a head."""
@@ -166,7 +167,8 @@ class ChoiNetwork(nn.Module):
             raise FeatureInputError(
                 f"The variant {self.variant.name} has no tag head; train a classifier on its embeddings."
             )
-        return torch.sigmoid(self.head(self(log_mels, batch_statistics=batch_statistics)))
+        logits = self.head(self(log_mels, batch_statistics=batch_statistics))
+        return torch.sigmoid(cast(torch.Tensor, logits))
 
     def normalised(self, log_mels: torch.Tensor) -> torch.Tensor:
         """Input after its own batch norm, shape (chunk, 1, 96, frame)."""
@@ -185,7 +187,7 @@ class ChoiNetwork(nn.Module):
         return x.unsqueeze(1)
 
     def _activated(self, layer: int, x: torch.Tensor, batch_statistics: bool = False) -> torch.Tensor:
-        norm, pool = self.norms[layer], self.variant.pools[layer]
+        norm, pool = cast(nn.BatchNorm2d, self.norms[layer]), self.variant.pools[layer]
         if batch_statistics:
             x = functional.batch_norm(x, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
         else:

@@ -1,4 +1,11 @@
-"""Fast CNN inference: one log-mel chunk in, one embedding out, the same whatever else is asked for."""
+"""Fast CNN inference: one log-mel chunk in, one embedding out, the same whatever else is asked for.
+
+Measured in ms a chunk, one thread of an AMD EPYC with AVX512-BF16, no AMX (`thesis` / `choi2016` /
+`jamendo_fcn`): plain 70 / 74 / 155, channels-last 53 / 55 / 97, folded and channels-last 20 / 22 / 49,
+here float32 20 / 22 / 34, here bfloat16 12 / 13 / 19. torch.jit.freeze and prepacked oneDNN weights gain
+nothing over folding; Winograd was not tried. Relative error (L2) to the plain network: float32 2e-6,
+bfloat16 0.4 to 0.6 % on published weights, 1 % on random ones.
+"""
 
 from typing import Literal
 
@@ -31,9 +38,9 @@ class Embedder:
     device : {"auto", "cpu", "cuda"}
         "auto" takes CUDA where there is a device.
     precision : {"auto", "float32", "bfloat16"}
-        "auto" is bfloat16 on processors that multiply it natively (AMX or AVX512-BF16), float32 elsewhere
-        and on CUDA, where a single chunk is bound by launches. The attribute `precision` says which it is;
-        pickling keeps that choice.
+        "bfloat16" multiplies layers 2 to 5 in it; the first stays in float32. "auto" is bfloat16 on
+        processors that multiply it natively (AMX or AVX512-BF16), float32 elsewhere and on CUDA, where a
+        single chunk is bound by launches. The attribute `precision` says which it is; pickling keeps it.
 
     Raises
     ------
@@ -100,7 +107,7 @@ class Embedder:
         )
         with torch.inference_mode(), exact:
             x = torch.addcmul(self._shift, torch.from_numpy(chunk).to(self.device), self._scale)
-            x = self._first_layer(x.to(self._dtype)[None, None])
+            x = self._first_layer(x[None, None]).to(self._dtype)
             padding = 1 if self.variant.padding == "same" else 0
             for (weight, bias), pool in zip(self._layers[1:], self.variant.pools[1:], strict=True):
                 x = functional.conv2d(x, weight, bias, padding=padding)
@@ -124,11 +131,13 @@ class Embedder:
     def _folded(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         scale, shift = _affine(self.weights, f"norms.{layer}")
         state = self.weights.state
+        # the first layer stays in float32: bfloat16 there would make six times the error of all other layers
+        dtype = self._dtype if layer else torch.float32
         weight = state[f"convolutions.{layer}.weight"].double() * scale[:, None, None, None]
         bias = state[f"convolutions.{layer}.bias"].double() * scale + shift
         return (
-            weight.to(self.device, self._dtype).to(memory_format=torch.channels_last),
-            bias.to(self.device, self._dtype),
+            weight.to(self.device, dtype).to(memory_format=torch.channels_last),
+            bias.to(self.device, dtype),
         )
 
     def __getstate__(self) -> dict[str, object]:
@@ -165,5 +174,4 @@ def _resolved_precision(precision: Precision, device: torch.device) -> Literal["
     if precision != "auto":
         return precision
     native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    fast = device.type == "cpu" and torch.backends.mkldnn.is_available() and native
-    return "bfloat16" if fast else "float32"
+    return "bfloat16" if device.type == "cpu" and native else "float32"

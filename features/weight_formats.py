@@ -160,7 +160,7 @@ def safetensors_state(path: Path) -> tuple[State, dict[str, str]]:
     """Tensors and text metadata of a .safetensors file."""
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
     except (OSError, SafetensorError, ValueError) as error:
         raise _damaged(path, "safetensors", error) from error
 

@@ -83,7 +83,18 @@ def extract(
         raise typer.Exit(130)
 
 
+TRACKS_LISTED = 40
+
+
 def _print_plan(todo: "Plan") -> None:
+    """Print each track while they fit on a page, and always the sums."""
+    records = todo.to_records()
+    if records and len(records) <= TRACKS_LISTED:
+        print_table(
+            ["action", "track", "reason"],
+            [[str(row["action"]), str(row["track_id"]), str(row["reason"])] for row in records],
+        )
+        console().print()
     summary = todo.summary()
     print_table(
         ["action", "reason", "tracks", "size"],
@@ -93,6 +104,8 @@ def _print_plan(todo: "Plan") -> None:
         ],
         right=["tracks", "size"],
     )
+    if len(records) > TRACKS_LISTED:
+        console().print("\n`--json` lists every track.")
     if todo.is_empty:
         console().print("Nothing to do.")
 

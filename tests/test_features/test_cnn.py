@@ -37,7 +37,8 @@ def test_embedding_has_the_variants_length(variant: str, dim: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variant", "frames"), [("thesis", (1194, 1449)), ("choi2016", (1366, 1366)), ("jamendo_fcn", (1280, 2559))]
+    ("variant", "frames"),
+    [("thesis", (1194, 1449)), ("choi2016", (1366, 1366)), ("jamendo_fcn", (1280, 2559))],
 )
 def test_numbers_of_frames_that_fit(variant: str, frames: tuple[int, int]) -> None:
     chosen = choi_variant(variant)

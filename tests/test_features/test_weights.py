@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import http.server
+import itertools
 import pickle
 import threading
 from collections.abc import Callable, Iterator
@@ -48,7 +49,7 @@ def keras_file(path: Path, *, with_statistics: bool) -> Path:
             file[f"{layer}/{layer}_running_std"] = generator.uniform(0.5, 1.5, n) if own else np.ones(n)
 
         norm("bn_0_freq", 1366, True)
-        for layer, (n_in, n_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True), start=1):
+        for layer, (n_in, n_out) in enumerate(itertools.pairwise(sizes), start=1):
             file[f"conv{layer}/conv{layer}_W"] = generator.normal(size=(n_out, n_in, 3, 3)).astype("f4")
             file[f"conv{layer}/conv{layer}_b"] = generator.normal(size=n_out)
             norm(f"bn{layer}", n_out, with_statistics)
@@ -329,8 +330,12 @@ def test_published_weights_bring_frozen_statistics(variant: str) -> None:
     assert weights.card["statistics"]["weights_file_sha256"] == PUBLISHED["choi2016-msd"].sha256
     bare = load_weights(KERAS, variant, statistics="file")
     for layer in range(5):
-        assert torch.equal(bare.state[f"norms.{layer}.running_var"], torch.ones(len(bare.state[f"norms.{layer}.bias"])))
-        assert not torch.equal(weights.state[f"norms.{layer}.running_var"], bare.state[f"norms.{layer}.running_var"])
+        assert torch.equal(
+            bare.state[f"norms.{layer}.running_var"], torch.ones(len(bare.state[f"norms.{layer}.bias"]))
+        )
+        assert not torch.equal(
+            weights.state[f"norms.{layer}.running_var"], bare.state[f"norms.{layer}.running_var"]
+        )
         for name in (f"convolutions.{layer}.weight", f"convolutions.{layer}.bias", f"norms.{layer}.weight"):
             assert torch.equal(weights.state[name], bare.state[name])
     assert weights.state["input_norm.weight"].shape == ((1366,) if variant == "choi2016" else (96,))
@@ -381,7 +386,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
         def __init__(self, *args: object, **kwargs: object) -> None:
             super().__init__(*args, directory=str(folder), **kwargs)  # type: ignore[arg-type]
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        def log_message(self, format: str, *args: object) -> None:
             requests.append(format % args)
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
@@ -404,7 +409,7 @@ def test_weights_are_fetched_once(
     save_weights(weights, served / "w.safetensors")
     entry = _entry(f"{url}/w.safetensors", (served / "w.safetensors").read_bytes())
     monkeypatch.setenv("MIRSTORE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(PUBLISHED, "nine", entry)  # type: ignore[arg-type]
+    monkeypatch.setitem(PUBLISHED, "nine", entry)
     for _ in range(2):
         assert load_weights("nine", "thesis").sha256 == weights.sha256
     assert len(requests) == 1
@@ -501,7 +506,7 @@ def test_published_names_have_the_hash_of_the_copies_at_hand(
     assert PUBLISHED[name].url.startswith("https://raw.githubusercontent.com/")
     monkeypatch.setenv("MIRSTORE_CACHE", str(tmp_path))
     entry = dataclasses.replace(PUBLISHED[name], url=local.as_uri())
-    monkeypatch.setitem(PUBLISHED, name, entry)  # type: ignore[arg-type]
+    monkeypatch.setitem(PUBLISHED, name, entry)
     weights = load_weights(name, variant)
     assert weights.sha256 == load_weights(local, variant).sha256
     assert weights.card["licence"] == entry.licence

@@ -347,7 +347,9 @@ class Model:
     ) -> Plan:
         files = files_of(world)
         index = indexed(*self.rows.values())
-        hashes = {uri: f"content {world[uri.removeprefix('/music/')][0]}" for uri in files_to_hash(files, index)}
+        hashes = {
+            uri: f"content {world[uri.removeprefix('/music/')][0]}" for uri in files_to_hash(files, index)
+        }
         has = arrays({part: sorted(present, key=lambda f: f.name) for part, present in self.parts.items()})
         return plan(files, problems(), index, has, features, collections=["demo"], hashes=hashes, **options)
 
@@ -384,14 +386,18 @@ class Model:
             self.apply(self.plan(world, features), world)
         return self.plan(world, features).is_empty
 
-    def is_complete(self, world: dict[str, tuple[int, int, str | None]], features: tuple[Feature, ...]) -> bool:
+    def is_complete(
+        self, world: dict[str, tuple[int, int, str | None]], features: tuple[Feature, ...]
+    ) -> bool:
         """Whether every good file of the world has every feature, and every bad one failed."""
         for name, (content, _, labels) in world.items():
             row = self.rows[f"demo/{name}"]
             if content == 3:
                 if row.status != "failed":
                     return False
-            elif row.status != "ok" or row.labels != labels or not set(features) <= self.parts[row.part or ""]:
+            elif (
+                row.status != "ok" or row.labels != labels or not set(features) <= self.parts[row.part or ""]
+            ):
                 return False
         return True
 
