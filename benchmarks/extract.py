@@ -23,6 +23,7 @@ import json
 import os
 import platform
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -181,16 +182,21 @@ def extract_command(catalog: Path, *arguments: str) -> list[str]:
 
 
 def timed(command: Sequence[str], environment: dict[str, str] | None = None) -> Figures:
-    """Run a command and return the JSON it prints, with the seconds it took from start to exit."""
+    """Run a command and return the JSON it prints, with the seconds it took from start to exit, and of CPU."""
     os.sync()  # what the run before wrote must not reach the disk at this one's expense
-    begun = time.perf_counter()
+    cpu_s, begun = _cpu_s_of_children(), time.perf_counter()
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, **(environment or {})}
     )
     wall_s = time.perf_counter() - begun
     if done.returncode:
         raise SystemExit(f"extract.py: {' '.join(command)} exited {done.returncode}:\n{done.stderr[-4000:]}")
-    return {**json.loads(done.stdout), "wall_s": wall_s}
+    return {**json.loads(done.stdout), "wall_s": wall_s, "cpu_s": _cpu_s_of_children() - cpu_s}
+
+
+def _cpu_s_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def traced_reads(command: Sequence[str], music: Path, folder: Path) -> Figures:

@@ -67,8 +67,8 @@ def markdown(results: Figures) -> Iterator[str]:
 
 def _runs(rounds: Sequence[dict[str, Figures]]) -> Iterator[str]:
     yield f"\nMedians of {len(rounds)} rounds; `rest` is starting Python, stopping workers, tidying the index.\n"
-    yield "| run | command, s | start-up | steady | rest | x real time, command | steady | worker peak, MB |"
-    yield "|---|---:|---:|---:|---:|---:|---:|---:|"
+    yield "| run | command, s | start-up | steady | rest | CPU | x real time, command | steady | worker peak, MB |"
+    yield "|---|---:|---:|---:|---:|---:|---:|---:|---:|"
     for letter in sorted({letter for turn in rounds for letter in turn}):
         runs = [turn[letter] for turn in rounds if letter in turn]
         known = {key: statistics.median(run[key] for run in runs) for key in _MEDIANS if key in runs[0]}
@@ -78,6 +78,7 @@ def _runs(rounds: Sequence[dict[str, Figures]]) -> Iterator[str]:
             f"{known['startup_s']:.2f}" if "startup_s" in known else "",
             f"{steady_s:.2f}" if steady_s else "",
             f"{wall_s - known['startup_s'] - steady_s:.2f}" if steady_s and "startup_s" in known else "",
+            f"{known['cpu_s']:.2f}" if "cpu_s" in known else "",
             f"{known['audio_s'] / wall_s:,.0f}",
             f"{known['audio_s'] / steady_s:,.0f}" if steady_s else "",
             f"{known['worker_peak_bytes'] / 1e6:.0f}" if "worker_peak_bytes" in known else "",
@@ -85,7 +86,7 @@ def _runs(rounds: Sequence[dict[str, Figures]]) -> Iterator[str]:
         yield f"| ({letter}) {NAMES[letter]} | {' | '.join(cells)} |"
 
 
-_MEDIANS = ("wall_s", "startup_s", "steady_s", "audio_s", "worker_peak_bytes")
+_MEDIANS = ("wall_s", "startup_s", "steady_s", "audio_s", "cpu_s", "worker_peak_bytes")
 
 
 def _ratios(found: dict[str, Figures]) -> Iterator[str]:

@@ -184,7 +184,8 @@ class ChoiNetwork(nn.Module):
             x = self.input_norm(log_mels)
         else:
             x = self.input_norm(log_mels.flatten(1).unsqueeze(1)).view_as(log_mels)
-        return x.unsqueeze(1)
+        normalised: torch.Tensor = x.unsqueeze(1)
+        return normalised
 
     def _activated(self, layer: int, x: torch.Tensor, batch_statistics: bool = False) -> torch.Tensor:
         norm, pool = cast(nn.BatchNorm2d, self.norms[layer]), self.variant.pools[layer]

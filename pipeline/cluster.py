@@ -80,6 +80,7 @@ def connected(*, workers: int | None, scheduler: str | None) -> Iterator[tuple[C
                 )
             )
             client = stack.enter_context(Client(cluster))
+            stack.callback(_end_workers, cluster)
         else:
             try:
                 client = stack.enter_context(Client(scheduler, timeout="15s"))
@@ -94,6 +95,15 @@ def connected(*, workers: int | None, scheduler: str | None) -> Iterator[tuple[C
                     f"the scheduler at {scheduler} has no workers. Start some with `dask worker {scheduler}`."
                 )
         yield client, n_workers
+
+
+def _end_workers(cluster: LocalCluster) -> None:
+    """End the worker processes at once: what they wrote is on disk, and a polite close takes a second."""
+    for nanny in cluster.workers.values():
+        nanny.auto_restart = False
+        if nanny.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(nanny.pid, signal.SIGKILL)
 
 
 @contextmanager

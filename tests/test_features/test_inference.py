@@ -1,6 +1,7 @@
 """The fast path: near the plain network, bit-identical whatever else is in the call."""
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from features.errors import FeatureInputError
 from features.inference import Embedder
 from features.weights import Weights, load_weights, network_weights
 
+CHOI2016 = Path(__file__).parents[2].parent / "shared" / "data" / "choi2016"
 VARIANT_NAMES = sorted(VARIANTS)
 
 
@@ -50,6 +52,22 @@ def test_fast_path_stays_near_the_plain_network(variant: str, precision: str, to
     for weights in (load_weights("random:0", variant), awkward_weights(variant)):
         embedder = Embedder(weights, device="cpu", precision=precision)  # type: ignore[arg-type]
         assert relative_error(embedder.embedding(log_mels), plain(weights, log_mels)) < tolerance
+
+
+@pytest.mark.skipif(not CHOI2016.is_dir(), reason="needs shared/data/choi2016")
+@pytest.mark.parametrize("variant", ["choi2016", "thesis"])
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-2)])
+def test_fast_path_on_published_weights_and_real_music(
+    variant: str, precision: str, tolerance: float
+) -> None:
+    weights = load_weights(CHOI2016 / "cnn_weights_theano.h5", variant)
+    log_mel = np.load(CHOI2016 / "thejazzpiano.npy")[0].astype(np.float32)
+    if variant == "thesis":
+        log_mel = log_mel * np.float32(np.log(10.0) / 20.0) - np.float32(
+            7.0
+        )  # dB of squared power as ln of power
+    embedder = Embedder(weights, device="cpu", precision=precision)  # type: ignore[arg-type]
+    assert relative_error(embedder.embedding(log_mel), plain(weights, log_mel)) < tolerance
 
 
 @pytest.mark.parametrize("n_frames", [1194, 1300, 1449])
