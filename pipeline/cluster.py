@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import multiprocessing.util
 import os
 import queue
 import signal
@@ -80,7 +81,7 @@ def connected(*, workers: int | None, scheduler: str | None) -> Iterator[tuple[C
                 )
             )
             client = stack.enter_context(Client(cluster))
-            stack.callback(_end_workers, cluster)
+            stack.callback(_end_workers, client, cluster)
         else:
             try:
                 client = stack.enter_context(Client(scheduler, timeout="15s"))
@@ -97,13 +98,20 @@ def connected(*, workers: int | None, scheduler: str | None) -> Iterator[tuple[C
         yield client, n_workers
 
 
-def _end_workers(cluster: LocalCluster) -> None:
+def _end_workers(client: Client, cluster: LocalCluster) -> None:
     """End the worker processes at once: what they wrote is on disk, and a polite close takes a second."""
     for nanny in cluster.workers.values():
         nanny.auto_restart = False
+    client.run(_release_locks, on_error="ignore")
+    for nanny in cluster.workers.values():
         if nanny.pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(nanny.pid, signal.SIGKILL)
+
+
+def _release_locks() -> None:
+    """Give back named semaphores, as a process that exits would; else Python reports them as leaked."""
+    multiprocessing.util._run_finalizers()  # type: ignore[attr-defined]
 
 
 @contextmanager
