@@ -39,6 +39,8 @@ _SETTINGS = {
     "distributed.scheduler.allowed-failures": 0,
     "distributed.worker.daemon": True,
     "distributed.admin.tick.limit": "30s",
+    # The statistical profiler interrupts a worker a hundred times a second, for a dashboard nobody opens.
+    "distributed.worker.profile.enabled": False,
     "distributed.comm.timeouts.connect": "60s",
 }
 
@@ -69,17 +71,18 @@ def connected(*, workers: int | None, scheduler: str | None) -> Iterator[tuple[C
         stack.enter_context(dask.config.set(_SETTINGS))
         if scheduler is None:
             n_workers = workers or available_cores()
-            stack.enter_context(_ignored_interrupts())
-            cluster = stack.enter_context(
-                LocalCluster(
+            with _ignored_interrupts():
+                cluster = LocalCluster(
                     n_workers=n_workers,
                     threads_per_worker=1,
                     processes=True,
-                    dashboard_address=None,
                     host="127.0.0.1",
+                    # No dashboard; its port is named because the default, 8787, is one for all runs.
+                    dashboard_address="127.0.0.1:0",
+                    scheduler_kwargs={"dashboard": False},
                     silence_logs=logging.CRITICAL,
                 )
-            )
+            stack.enter_context(cluster)
             client = stack.enter_context(Client(cluster))
             stack.callback(_end_workers, client, cluster)
         else:

@@ -132,8 +132,10 @@ def _extract_track(track: TrackRow, part: PartWriter, chain: FeatureChain, grid:
     n_samples, peak = 0, 0.0
     outcome: TrackRow
     try:
+        begun = time.perf_counter()
         with open(track.uri, "rb") as file:
             content_hash = hashlib.file_digest(file, "sha256").hexdigest()
+        chain.seconds["hash"] += time.perf_counter() - begun
         track = replace(track, content_hash=content_hash)
         with open_audio(track.uri, sample_rate=grid.sample_rate) as stream:
             counted = _CountedBlocks(stream)

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,17 +69,15 @@ def scheduler() -> Iterator[str]:
     """Address of a Dask scheduler with two worker processes: starting one takes seconds."""
     from distributed import LocalCluster
 
-    with (
-        warnings.catch_warnings(),
-        LocalCluster(
-            n_workers=2,
-            threads_per_worker=1,
-            processes=True,
-            dashboard_address=None,
-            host="127.0.0.1",
-            silence_logs=50,
-        ) as cluster,
-    ):
+    with LocalCluster(
+        n_workers=2,
+        threads_per_worker=1,
+        processes=True,
+        dashboard_address="127.0.0.1:0",
+        scheduler_kwargs={"dashboard": False},
+        host="127.0.0.1",
+        silence_logs=50,
+    ) as cluster:
         yield cluster.scheduler_address
 
 

@@ -1,0 +1,341 @@
+"""Runs that end badly: killed, interrupted, with a file that kills its worker, two at a time."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline import FeatureStore
+from pipeline.store.files import write_lock
+from pipeline.store.index import FORMAT_FILE
+from pipeline.store.reading import open_part
+
+COMMAND = Path(sys.executable).with_name("mirstore")
+N_SONGS = 64
+N_KILLS = 20
+HANG_S = 60.0  # far past what any run here takes, on a slow machine too
+
+# What a worker is told before it works: songs whose name says so kill it, hold it, or slow it down.
+PRELOAD = """\
+import os, signal, threading
+import pipeline.jobs
+
+def open_audio(path, *, genuine=pipeline.jobs.open_audio, **options):  # Dask may load this file twice
+    name = os.path.basename(str(path))
+    if name.startswith("killer"):
+        os.kill(os.getpid(), signal.SIGSEGV if "segv" in name else signal.SIGKILL)
+    if name.startswith("zz-hold"):
+        threading.Event().wait()
+    if name.startswith("slow"):
+        threading.Event().wait(0.02)
+    return genuine(path, **options)
+
+pipeline.jobs.open_audio = open_audio
+"""
+
+
+def fill(project: Any, n_songs: int, *, prefix: str = "song", seconds: float | None = None) -> None:
+    rng = np.random.default_rng(5)
+    for number in range(n_songs):
+        length_s = seconds or rng.uniform(1.0, 9.0)
+        project.add_song(f"{prefix}{number:02}.wav", sample_rate=8000, seconds=length_s, seed=number)
+
+
+@pytest.fixture
+def start(empty_project: Any) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starter of ``mirstore extract`` in a process group of its own."""
+    begun: list[subprocess.Popen[str]] = []
+
+    def begin(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [COMMAND, "extract", "--workers", "1", *arguments],
+            cwd=empty_project.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, **(environment or {})},
+        )
+        begun.append(process)
+        return process
+
+    yield begin
+    for process in begun:
+        kill_group(process)
+
+
+@pytest.fixture
+def preload(tmp_path: Path) -> dict[str, str]:
+    """Environment that makes workers read `PRELOAD`."""
+    path = tmp_path / "preload.py"
+    path.write_text(PRELOAD)
+    return {"DASK_DISTRIBUTED__WORKER__PRELOAD": str(path)}
+
+
+def kill_group(process: subprocess.Popen[str]) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.communicate()
+
+
+def n_commits(store: Path) -> int:
+    return len(list((store / "tracks" / "_delta_log").glob("*.json")))
+
+
+def check_consistent(store: FeatureStore, expected: dict[tuple[str, str], bytes]) -> set[str]:
+    """Every visible track is whole and its bytes are right; return the tracks."""
+    tracks = store.tracks
+    assert tracks.index.is_unique
+    assert set(tracks["status"]) <= {"ok"}
+    versions = store.arrays[["feature", "fingerprint"]].drop_duplicates()
+    assert not store.arrays.duplicated(["part", "fingerprint"]).any()
+    names = [f"{row.feature}@{row.fingerprint}" for row in versions.itertuples()]
+    for track_id in tracks.index:
+        for name in names:
+            assert store[name].stored(track_id).tobytes() == expected[track_id, name]
+    return set(tracks.index)
+
+
+def test_kill_at_any_moment_loses_only_jobs_in_flight(empty_project: Any, start: Any) -> None:
+    fill(empty_project, N_SONGS)
+    begun = time.monotonic()
+    undisturbed = start()
+    seen = begun
+    while undisturbed.poll() is None and not (empty_project.store_folder / FORMAT_FILE).exists():
+        seen = time.monotonic()
+    assert undisturbed.wait(HANG_S) == 0
+    whole_s = time.monotonic() - begun
+    expected = empty_project.rows()
+    all_tracks = set(empty_project.store.tracks.index)
+    assert len(all_tracks) == N_SONGS
+    report = json.loads(start("--json").communicate(timeout=HANG_S)[0])
+    assert report["songs"] == 0
+    empty_project.store_folder.rename(empty_project.folder / "undisturbed")
+
+    # Most of a short run is the start of the workers; most kills fall into the work after it.
+    rng = np.random.default_rng(11)
+    store_after_s = seen - begun
+    early = store_after_s + (0.55 * (whole_s - store_after_s)) * (np.arange(5) + rng.random(5)) / 5
+    late = whole_s * (0.55 + 0.45 * (np.arange(N_KILLS - 5) + rng.random(N_KILLS - 5)) / (N_KILLS - 5))
+    moments = rng.permutation(np.concatenate([early, late]))
+
+    visible: set[str] = set()
+    orphans_seen, finished = 0, 0
+    for number, moment_s in enumerate(moments):
+        process = start()
+        try:
+            process.wait(float(moment_s))
+        except subprocess.TimeoutExpired:
+            pass
+        kill_group(process)
+        if not (empty_project.store_folder / FORMAT_FILE).exists():
+            continue
+        store = empty_project.store
+        now = check_consistent(store, expected)
+        assert visible <= now, "a committed track was lost"
+        visible = now
+        orphans_seen += len(store.unreferenced_parts)
+        if visible == all_tracks:
+            finished += 1
+            empty_project.store_folder.rename(empty_project.folder / f"finished-{number}")
+            visible = set()
+
+    (empty_project.store_folder / "parts" / ("f" * 32)).mkdir(parents=True)  # one orphan at least
+    last = start("--json")
+    assert json.loads(last.communicate(timeout=HANG_S)[0])["failures"] == 0
+    assert check_consistent(empty_project.store, expected) == all_tracks
+    status = empty_project.run_json("status")
+    assert status["orphan_parts"] == len(empty_project.store.unreferenced_parts) > 0
+    assert empty_project.run_json("gc", "--grace", "3600", "--dry-run")
+    removed = empty_project.run_json("gc", "--grace", "0")
+    assert sum(orphan["removed"] for orphan in removed) >= status["orphan_parts"]
+    assert empty_project.run_json("status")["orphan_parts"] == 0
+    assert check_consistent(empty_project.store, expected) == all_tracks
+    print(f"{whole_s:.1f} s a run, {orphans_seen} orphans seen, {finished} runs finished before their kill")  # noqa: T201
+
+
+def test_a_part_whose_tracks_were_never_committed_is_an_orphan_in_the_end(
+    project: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill between the two tables' commits leaves arrays that no track points to."""
+    import pipeline.store.index as index_module
+
+    class Killed(BaseException):
+        pass
+
+    genuine = index_module.write_deltalake
+
+    def dying(table: Any, data: Any, **options: Any) -> None:
+        if data.num_rows and data.schema.names[0] == "track_id":
+            raise Killed
+        genuine(table, data, **options)
+
+    project.catalog.touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(index_module, "write_deltalake", dying)
+        with pytest.raises(Killed):
+            project.extract()
+    assert len(project.store.tracks) == 0
+    assert len(project.store.arrays) > 0
+    assert project.extract().songs == len(list(project.music.rglob("*.*")))
+    before = project.rows()
+    project.run_json("gc", "--grace", "0")
+    assert project.rows() == before
+    on_disk = {path.name for path in (project.store_folder / "parts").iterdir()}
+    assert on_disk == set(project.store.tracks["part"])
+
+
+@pytest.mark.parametrize("signal_name", ["segv", "kill"])
+def test_file_that_kills_its_worker(
+    empty_project: Any, start: Any, preload: dict[str, str], signal_name: str
+) -> None:
+    fill(empty_project, 6)
+    killer = f"killer-{signal_name}.wav"
+    empty_project.add_song(killer, seconds=2.0)
+    process = start("--json", environment=preload)
+    out, err = process.communicate(timeout=HANG_S)
+    assert process.returncode == 0, err
+    report = json.loads(out)
+    assert (report["songs"], report["failures"]) == (6, 1)
+    [failure] = empty_project.run_json("failures")
+    assert (failure["track_id"], failure["stage"]) == (f"demo/{killer}", "worker")
+    assert "died" in failure["reason"]
+    assert "\n" not in failure["reason"]
+    # Without the preload the file is good; a rerun does not know, and leaves it alone.
+    again = empty_project.extract()
+    assert (again.songs, again.failures) == (0, 0)
+    assert empty_project.plan()[f"demo/{killer}"][0] == "skip"
+    retried = empty_project.extract(retry_failed=True)
+    assert (retried.songs, retried.failures) == (1, 0)
+    assert len(empty_project.store.failures) == 0
+    assert len(empty_project.store.tracks) == 7
+
+
+def test_two_runs_at_once(empty_project: Any, start: Any) -> None:
+    fill(empty_project, 12)
+    processes = [start(), start()]
+    ends = []
+    for process in processes:
+        _, err = process.communicate(timeout=HANG_S)
+        ends.append((process.returncode, err))
+    codes = sorted(code for code, _ in ends)
+    assert codes in ([0, 0], [0, 2])
+    for code, err in ends:
+        if code == 2:
+            assert len(err.splitlines()) == 1
+            assert "mirstore extract" in err
+    store = empty_project.store
+    assert len(store.tracks) == 12
+    assert store.tracks.index.is_unique
+    assert store.unreferenced_parts == []
+    assert int(store.arrays.query("kind == 'audio'")["rows"].sum()) == int(store.tracks["n_chunks"].sum())
+
+
+@pytest.mark.parametrize("verb", [("extract",), ("gc",)])
+def test_locked_store_names_its_holder(project: Any, verb: tuple[str, ...]) -> None:
+    project.extract()
+    with write_lock(project.store_folder, "mirstore forget demo"):
+        done = project.run(*verb)
+        assert project.run("status").returncode == 0
+        assert project.run("extract", "--dry-run").returncode == 0
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert "mirstore forget demo" in line
+    assert str(os.getpid()) in line
+    assert project.run(*verb).returncode == 0
+
+
+def first_progress(process: subprocess.Popen[str]) -> str:
+    """First line of progress: something is committed then."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if " of " in line:
+            return line
+    return pytest.fail("no progress was told")
+
+
+def drain(process: subprocess.Popen[str]) -> None:
+    """Read what a process still says, so that it never waits for a full pipe."""
+    threading.Thread(target=process.stderr.read, daemon=True).start()
+
+
+def test_one_interrupt_finishes_the_jobs_in_flight(
+    empty_project: Any, start: Any, preload: dict[str, str]
+) -> None:
+    fill(empty_project, 60, prefix="slow", seconds=2.0)
+    process = start(environment=preload)
+    first_progress(process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=HANG_S)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "run again" in out
+    store = empty_project.store
+    done = len(store.tracks)
+    assert 0 < done < 60
+    assert store.unreferenced_parts == [], "a job in flight was not committed"
+    before = empty_project.rows()
+    report = empty_project.extract()
+    assert report.songs == 60 - done
+    assert not report.interrupted
+    after = empty_project.rows()
+    assert len({track_id for track_id, _ in after}) == 60
+    assert {key: after[key] for key in before} == before
+
+
+def test_two_interrupts_end_at_once(empty_project: Any, start: Any, preload: dict[str, str]) -> None:
+    fill(empty_project, 40, seconds=3.0)
+    empty_project.add_song("zz-hold.wav", seconds=0.5)  # in the last job, which never ends
+    process = start(environment=preload)
+    first_progress(process)
+    drain(process)
+    for _ in range(20):
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(1.0)
+            break
+        except subprocess.TimeoutExpired:
+            continue
+    assert process.returncode == 130
+    store = empty_project.store
+    done = len(store.tracks)
+    assert 0 < done <= 40
+    before = empty_project.rows()
+    report = empty_project.extract()
+    assert report.songs == 41 - done
+    after = empty_project.rows()
+    assert {key: after[key] for key in before} == before
+
+
+def test_workers_do_not_outlive_their_run(empty_project: Any, start: Any, preload: dict[str, str]) -> None:
+    """A kill of the main process alone, as the kernel does when memory is short."""
+    psutil = pytest.importorskip("psutil")
+    fill(empty_project, 10, seconds=3.0)
+    empty_project.add_song("zz-hold.wav", seconds=0.5)
+    process = start(environment=preload)
+    main = psutil.Process(process.pid)
+    workers: list[Any] = []
+    while process.poll() is None:
+        workers = [child for child in main.children(recursive=True) if "spawn_main" in str(child.cmdline())]
+        if workers and (empty_project.store_folder / "parts").exists():
+            break
+    assert workers
+    process.kill()
+    _, alive = psutil.wait_procs(workers, timeout=HANG_S)
+    assert not alive
+    report = empty_project.extract()
+    assert report.failures == 0
+    assert len(empty_project.store.tracks) == 11
+    for part in set(empty_project.store.tracks["part"]):
+        open_part(empty_project.store_folder, part)
