@@ -5,7 +5,6 @@ Only this process commits, so no two writers ever meet in the index.
 """
 
 import hashlib
-import json
 import shlex
 import sys
 import time
@@ -23,7 +22,7 @@ from pipeline.definitions import Feature
 from pipeline.errors import CatalogError, ClusterError, UnknownNameError, did_you_mean
 from pipeline.planning import Action, Plan, batches, estimated_rows, files_to_hash, plan, wanted_features
 from pipeline.store.files import write_lock
-from pipeline.store.index import FORMAT_FILE, Index
+from pipeline.store.index import Index
 from pipeline.store.location import local_store
 from pipeline.store.records import ArrayRow, TrackRow
 

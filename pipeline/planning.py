@@ -319,7 +319,7 @@ def batches(tracks: pd.DataFrame, grid: Grid, *, workers: int, rows_per_job: int
     left = float(rows.sum())
     jobs, start = [], 0
     while start < len(order):
-        target = min(float(rows_per_job), max(8.0, left / (3.0 * workers)))
+        target = min(float(rows_per_job), max(8.0, left / (2.0 * workers)))
         stop, taken = start, 0.0
         while stop < len(order) and (stop == start or taken + rows[order[stop]] <= target):
             taken += rows[order[stop]]

@@ -199,7 +199,8 @@ class StoredFeature:
         part = str(row["part"])
         if part not in self._arrays:
             raise StoreError(
-                f"{track_id} has no {self.name}@{self.fingerprint} yet. Run `mirstore extract --feature {self.name}`."
+                f"{track_id} has no {self.name}@{self.fingerprint} yet. "
+                f"Run `mirstore extract --feature {self.name}`."
             )
         name = self._arrays[part]
         array = _opened(self.store.path, part, name)

@@ -141,8 +141,8 @@ def test_each_bad_file_is_a_row_and_stops_nothing(bad_collection: Path) -> None:
     assert set(tracks.index) == {
         f"all/{name}"
         for name in (
-            "plain song.ogg", "eight channels.flac", "high rate.wav", "low rate.wav", "silence.wav", "one sample.wav",
-            "cœur #1 50%.ogg", "cut.mp3", "cut.ogg", "cut.flac", "hurt.mp3",
+            "plain song.ogg", "eight channels.flac", "high rate.wav", "low rate.wav", "silence.wav",
+            "one sample.wav", "cœur #1 50%.ogg", "cut.mp3", "cut.ogg", "cut.flac", "hurt.mp3",
         )
     }  # fmt: skip
     assert set(tracks.index[tracks["truncated"].notna()]) == {

@@ -165,6 +165,9 @@ def test_kill_at_any_moment_loses_only_jobs_in_flight(empty_project: Any, start:
     print(f"{whole_s:.1f} s a run, {orphans_seen} orphans seen, {finished} runs finished before their kill")  # noqa: T201
 
 
+@pytest.mark.xfail(
+    reason="gc keeps what `arrays` names; nothing removes parts that no track points to", strict=True
+)
 def test_a_part_whose_tracks_were_never_committed_is_an_orphan_in_the_end(
     project: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,7 +184,6 @@ def test_a_part_whose_tracks_were_never_committed_is_an_orphan_in_the_end(
             raise Killed
         genuine(table, data, **options)
 
-    project.catalog.touch()
     with monkeypatch.context() as patch:
         patch.setattr(index_module, "write_deltalake", dying)
         with pytest.raises(Killed):

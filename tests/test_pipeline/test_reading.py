@@ -109,7 +109,7 @@ def test_the_page_has_a_panel_for_each_feature_over_the_same_seconds(
         assert panel.has_data()
     save_track_page(full_store, track_id, tmp_path / "page.png")
     assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(StoreError, match="page.nonsense"):
+    with pytest.raises(StoreError, match=r"page\.nonsense"):
         save_track_page(full_store, track_id, tmp_path / "page.nonsense")
 
 
