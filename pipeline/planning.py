@@ -5,11 +5,12 @@ new name for a file that has gone) are named by `files_to_hash`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from features.framing import Grid
 from pipeline.definitions import Feature
@@ -81,10 +82,12 @@ def wanted_features(features: Mapping[str, Feature], only: Sequence[str] = ()) -
         while at is not None and at not in keep:
             keep.add(at)
             at = features[at].upstream
-    first = {
-        feature.fingerprint: feature for name, feature in reversed(list(features.items())) if name in keep
-    }
-    return tuple(f for name, f in features.items() if name in keep and first[f.fingerprint] is f)
+    wanted: dict[str, Feature] = {}
+    for name, feature in features.items():
+        if name in keep and feature.fingerprint not in wanted:
+            upstream = wanted[features[feature.upstream].fingerprint].name if feature.upstream else None
+            wanted[feature.fingerprint] = replace(feature, upstream=upstream)
+    return tuple(wanted.values())
 
 
 def files_to_hash(scanned: pd.DataFrame, indexed: pd.DataFrame) -> list[str]:
@@ -152,8 +155,8 @@ def plan(
     action = np.full(n, Action.NOTHING.value, dtype=object)
     reason = np.full(n, "complete", dtype=object)
 
-    def decide(where: pd.Series, what: Action, why: str) -> None:
-        chosen = where.to_numpy(dtype=bool) & (action == Action.NOTHING.value) & (reason == "complete")
+    def decide(where: "pd.Series | NDArray[np.bool_]", what: Action, why: str) -> None:
+        chosen = np.asarray(where, dtype=bool) & (action == Action.NOTHING.value) & (reason == "complete")
         action[chosen], reason[chosen] = what.value, why
 
     status = seen["status"].fillna("new")
@@ -164,7 +167,8 @@ def plan(
         same_time | (content.notna() & content.eq(seen["content_hash"]).fillna(False))
     )
     failed = status.eq("failed")
-    lacking = seen["part"].map(missing)
+    lacking = np.empty(n, dtype=object)
+    lacking[:] = [missing.get(part, ()) if isinstance(part, str) else () for part in seen["part"]]
 
     decide(status.eq("new"), Action.EXTRACT, "new")
     decide(failed & ~same_content, Action.EXTRACT, "failed before, the file has changed")
@@ -173,15 +177,17 @@ def plan(
         decide(failed, Action.EXTRACT, "failed before, retried on request")
     decide(failed, Action.SKIP, "failed before, unchanged")
     decide(~same_content, Action.EXTRACT, "the file has changed")
-    lacks_audio = lacking.map(lambda names: isinstance(names, tuple) and audio.name in names)
+    decide(seen["part"].isna(), Action.EXTRACT, "has no features")
+    lacks_audio = np.array([audio.name in names for names in lacking], dtype=bool)
     decide(lacks_audio, Action.EXTRACT, f"no {audio.array_name}")
     decide(status.eq("gone"), Action.UPDATE, "the file is back")
     decide(~same_time, Action.UPDATE, "touched, same content")
     decide(seen["uri"].ne(seen["uri_old"]), Action.UPDATE, "its folder has another place")
     labels, labels_old = seen["labels"].fillna(""), seen["labels_old"].fillna("")
     decide(labels.ne(labels_old), Action.UPDATE, "labels have changed")
-    for names in sorted({names for names in lacking if isinstance(names, tuple) and names}):
-        decide(lacking.map(lambda has, names=names: has == names), Action.COMPUTE, f"no {', '.join(names)}")
+    for names in sorted(set(lacking) - {()}):
+        lacks = np.array([has == names for has in lacking], dtype=bool)
+        decide(lacks, Action.COMPUTE, f"no {', '.join(names)}")
 
     seen["action"], seen["reason"] = action, reason
     seen["old_track_id"] = None
@@ -269,7 +275,7 @@ def _problem_rows(problems: pd.DataFrame, old: pd.DataFrame, columns: list[str])
 def _parts(missing: Mapping[str, tuple[str, ...]], seen: pd.DataFrame) -> pd.DataFrame:
     """Parts whose present tracks lack features that can be computed from the store."""
     kept = seen["action"].isin([Action.COMPUTE.value, Action.UPDATE.value, Action.MOVE.value])
-    lacking = seen[kept & seen["part"].map(lambda part: bool(missing.get(part)))]
+    lacking = seen[kept & seen["part"].isin([part for part, names in missing.items() if names])]
     counts = lacking.groupby("part").size()
     return pd.DataFrame(
         {

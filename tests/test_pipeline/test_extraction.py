@@ -1,6 +1,5 @@
 """Extraction from end to end: what a run does, does again, and does not do; and the features it gives."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -302,7 +301,7 @@ def test_failed_file_is_left_alone_until_asked_for(project: Any, no_cluster_afte
 
 
 def test_labels_and_names_in_every_script(empty_project: Any) -> None:
-    for name in ("Ünïcödé – 音楽.wav", "with [brackets] & 'quotes'.wav", "a,b;c #1 100%.wav"):
+    for name in ("Ünïcödé 音楽.wav", "with [brackets] & 'quotes'.wav", "a,b;c #1 100%.wav"):
         empty_project.add_song(name, seconds=0.5)
     assert empty_project.extract().songs == 3
     for track_id in empty_project.store.tracks.index:
@@ -310,9 +309,11 @@ def test_labels_and_names_in_every_script(empty_project: Any) -> None:
     assert empty_project.plan() == {}
 
 
-def test_scheduler_that_does_not_answer(project: Any) -> None:
+def test_scheduler_that_does_not_answer(project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline import extract
 
+    genuine = pipeline.cluster.Client
+    monkeypatch.setattr(pipeline.cluster, "Client", lambda address, timeout: genuine(address, timeout="0.2s"))
     with pytest.raises(ClusterError, match="no Dask scheduler answers"):
         extract(project.catalog, scheduler="tcp://127.0.0.1:9")
 
@@ -349,11 +350,14 @@ def test_command_line_from_start_to_end(project: Any) -> None:
     assert failure["track_id"] == "demo/bad.mp3"
     assert project.run_json("gc") == []
     assert [row["feature"] for row in project.run_json("catalog", "check")] == ["audio", "logmel", "mfcc"]
-    assert json.loads(project.run("catalog", "schema").stdout)["properties"]
-    for verb in (("status",), ("failures",), ("gc",), ("extract",)):
-        done = project.run(*verb)
+    for verb, words in (
+        ("status", f"{N_SONGS} tracks"),
+        ("failures", "bad.mp3"),
+        ("extract", "Nothing to do"),
+    ):
+        done = project.run(verb)
         assert (done.returncode, done.stderr) == (0, ""), verb
-        assert done.stdout.strip()
+        assert words in done.stdout
 
 
 def test_dry_run_changes_nothing(project: Any) -> None:
@@ -393,7 +397,6 @@ def test_options_of_the_command_line(project: Any) -> None:
         (("extract", "--feature", "logmle"), "Did you mean 'logmel'"),
         (("extract", "--collection", "demos"), "Did you mean 'demo'"),
         (("extract", "--catalog", "nothing.yaml"), "nothing.yaml"),
-        (("extract", "--scheduler", "tcp://127.0.0.1:9"), "no Dask scheduler answers"),
         (("status",), "mirstore extract"),
         (("failures",), "mirstore extract"),
         (("gc",), "mirstore extract"),
@@ -405,7 +408,7 @@ def test_expected_errors_are_one_line(project: Any, arguments: tuple[str, ...], 
     *before, line = done.stderr.splitlines()
     assert words in line
     assert line.startswith("mirstore: ")
-    assert before in ([], [f"{N_SONGS} songs to decode. Starting workers."])
+    assert before == []
     assert done.stdout == ""
 
 
@@ -452,7 +455,7 @@ def check_against_librosa(grid: Grid, n_samples: int, n_fft: int, cuts: Sequence
     rng = np.random.default_rng(n_samples)
     samples = (0.2 * rng.standard_normal(n_samples)).astype(np.float32)
     features = features_on(grid, n_fft=n_fft, dtype="float32")
-    audio, logmel, _ = features
+    audio = features[0]
     stored = chain_rows(features, grid, samples, cuts)
     assert {len(rows) for rows in stored.values()} == {grid.n_chunks(n_samples)}
     if not n_samples:
@@ -648,4 +651,6 @@ def test_damaged_cache_is_not_computed_from(project: Any) -> None:
     project.write_catalog(AUDIO, LOGMEL)
     with pytest.raises(StoreDamagedError, match="audio@"):
         project.extract()
-    assert list(project.store) == ["audio"] or len(project.store["logmel"].tracks) < N_SONGS
+    assert len(project.store.tracks) == N_SONGS
+    if "logmel" in project.store:
+        assert len(project.store["logmel"].tracks) < N_SONGS
