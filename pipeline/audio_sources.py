@@ -288,7 +288,12 @@ class FFmpegSource:
         cut = missing_s > _TOLERANCE_S
         # A cut packet may leave a last frame behind it: that is the end, not the middle.
         if self._broken_inside and not (cut and self._decoded_s - self._resumed_s < 0.5):
-            return f"{self._broken_inside} packets in the middle are damaged and left out"
+            what = (
+                "1 packet in the middle is"
+                if self._broken_inside == 1
+                else f"{self._broken_inside} packets in the middle are"
+            )
+            return f"{what} damaged and left out"
         if cut:
             whole_s = self._decoded_s + missing_s
             return f"the file ends early: {self._decoded_s:.1f} s of {whole_s:.1f} s can be decoded"

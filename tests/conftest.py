@@ -1,5 +1,7 @@
 """Synthetic songs, a project around them, and one Dask cluster for all tests."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -9,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -133,22 +136,36 @@ class Project:
 
         return FeatureStore(self.catalog)
 
-    def run(self, *arguments: str, shared: bool = False, **options: Any) -> subprocess.CompletedProcess[str]:
-        """Run the command line in the project's folder; `shared` uses the tests' own cluster."""
-        place = ["--scheduler", self.scheduler()] if shared else []
-        return subprocess.run(
-            [COMMAND, *arguments, *place],
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-            **options,
-        )
+    def run(
+        self, *arguments: str, shared: bool = False, process: bool = False
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the command line in the project's folder.
 
-    def run_json(self, *arguments: str, shared: bool = False) -> Any:
+        `shared` uses the tests' own cluster. Importing everything anew takes a second, so it is run in this
+        process unless `process` is set.
+        """
+        place = ["--scheduler", self.scheduler()] if shared else []
+        line = [str(COMMAND), *arguments, *place]
+        if process:
+            return subprocess.run(
+                line, cwd=self.folder, capture_output=True, text=True, check=False, timeout=120
+            )
+        from pipeline.commands import main
+
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            contextlib.chdir(self.folder),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            mock.patch.object(sys, "argv", line),
+            pytest.raises(SystemExit) as left,
+        ):
+            main()
+        return subprocess.CompletedProcess(line, int(left.value.code or 0), out.getvalue(), err.getvalue())
+
+    def run_json(self, *arguments: str, shared: bool = False, process: bool = False) -> Any:
         """Parsed output of a command that succeeds; NaN is no JSON."""
-        done = self.run(*arguments, "--json", shared=shared)
+        done = self.run(*arguments, "--json", shared=shared, process=process)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout, parse_constant=lambda text: pytest.fail(f"{text} is no JSON"))
 

@@ -24,12 +24,17 @@ def schema(
     from pathlib import Path
 
     from pipeline.catalog import json_schema
+    from pipeline.errors import StoreWriteError
 
     text = json.dumps(json_schema(), indent=2)
     if output == "-":
         typer.echo(text)
     else:
-        Path(output).write_text(text + "\n", encoding="utf-8")
+        try:
+            Path(output).write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise StoreWriteError(f"cannot write {output}: {error.strerror}.") from error
+        typer.echo(output)
 
 
 @app.command("check")

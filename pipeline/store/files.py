@@ -17,6 +17,7 @@ REFUSALS = {
     errno.EROFS: "the file system is read-only; mount it writable or choose another store",
     errno.EACCES: "permission denied; choose another store or change its permissions",
     errno.EPERM: "operation not permitted; choose another store or change its permissions",
+    errno.ENOTDIR: "a file is where a folder should be; choose another store",
     errno.EIO: "the disk reports an input/output error; check it before running again",
 }
 
@@ -80,7 +81,12 @@ def write_lock(store: Path, command: str) -> Iterator[None]:
         If another process holds it.
     """
     with writing(store):
-        store.mkdir(parents=True, exist_ok=True)
+        try:
+            store.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise StoreWriteError(
+                f"cannot write to {store}: it is a file, not a folder. Choose another store."
+            ) from error
         handle = os.open(store / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:

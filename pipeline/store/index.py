@@ -69,7 +69,7 @@ def read_format(store: Path) -> Grid:
                 f"{store} has format {version}, this mirstore reads up to {FORMAT}. Install a newer mirstore."
             )
         return Grid(**content["grid"])
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise StoreMissingError(
             f"{store} holds no store. Run `mirstore extract` or correct the path."
         ) from error

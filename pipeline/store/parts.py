@@ -255,7 +255,7 @@ def open_array(store: Path, part: str, array: str) -> "zarr.Array[Any]":
     folder = part_folder(store, part) / array
     try:
         return zarr.open_array(zarr.storage.LocalStore(folder, read_only=True), mode="r")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreDamagedError(f"part {part}, array {array}: cannot be opened ({error}).") from error
 
 

@@ -323,7 +323,7 @@ def test_scheduler_that_does_not_answer(project: Any, monkeypatch: pytest.Monkey
 
 def test_command_line_from_start_to_end(project: Any) -> None:
     (project.music / "bad.mp3").write_bytes(b"\0" * 999)
-    planned = project.run_json("extract", "--dry-run")
+    planned = project.run_json("extract", "--dry-run", process=True)
     assert {row["action"] for row in planned} == {"extract"}
     assert len(planned) == N_SONGS + 1
     dry = project.run("extract", "--dry-run")
@@ -331,7 +331,7 @@ def test_command_line_from_start_to_end(project: Any) -> None:
     assert "new" in dry.stdout
     assert not project.store_folder.exists(), "--dry-run made a store"
 
-    report = project.run_json("extract", "--workers", "1")
+    report = project.run_json("extract", "--workers", "1", process=True)
     assert (report["songs"], report["failures"]) == (N_SONGS, 1)
     assert project.run_json("extract", "--dry-run") == [
         {
@@ -355,7 +355,7 @@ def test_command_line_from_start_to_end(project: Any) -> None:
         ("failures", "bad.mp3"),
         ("extract", "Nothing to do"),
     ):
-        done = project.run(verb)
+        done = project.run(verb, process=True)
         assert (done.returncode, done.stderr) == (0, ""), verb
         assert words in done.stdout
 

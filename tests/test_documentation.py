@@ -1,0 +1,93 @@
+"""Every command and every piece of code in the README and docs/store.md runs as printed."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.catalog import load_catalog
+from pipeline.sample import write_sample_collection
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+STORE_PAGE = (ROOT / "docs" / "store.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^\| [^|]+ \| `(mirstore [^`]+)` \|$", README, flags=re.MULTILINE)
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def readers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a reader of the README has: the default catalog, and music under the names it uses."""
+    folder = tmp_path_factory.mktemp("reader")
+    text = (ROOT / "catalog.yaml").read_text(encoding="utf-8").replace("./demo/music", "./music")
+    line = next(line for line in text.splitlines() if "path: ./music" in line)
+    (folder / "catalog.yaml").write_text(text.replace(line, f"{line}\n  mine: {{path: ./mine}}"))
+    for collection, name in (("music", "Nebula.ogg"), ("mine", "some song.ogg")):
+        songs = write_sample_collection(folder / collection, n_songs=3, seed=len(name), duration_s=32.0)
+        songs[0].path.rename(songs[0].path.with_name(name))
+    return folder
+
+
+def test_the_commands_run_in_the_order_in_which_they_stand(readers_folder: Path) -> None:
+    assert len(COMMANDS) >= 9
+    for command in COMMANDS:
+        words = shlex.split(command)
+        run = subprocess.run(
+            [Path(sys.executable).with_name(words[0]), *words[1:]],
+            cwd=readers_folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert run.returncode == 0, (command, run.stderr)
+        assert run.stdout.strip(), command
+    assert (readers_folder / "page.png").exists()
+    assert (readers_folder / "catalog.schema.json").exists()
+
+
+def test_the_python_runs_as_printed(readers_folder: Path) -> None:
+    code = [*blocks(README, "python"), *blocks(STORE_PAGE, "python")]
+    assert len(code) == 3
+    script = readers_folder / "readme.py"
+    script.write_text(
+        'if __name__ == "__main__":\n' + "".join(f"    {line}\n" for line in "\n".join(code).splitlines())
+    )
+    run = subprocess.run(
+        [sys.executable, "-W", "error", script.name],
+        cwd=readers_folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+
+
+def test_the_catalogs_load(tmp_path: Path) -> None:
+    own, published = blocks(README, "yaml")
+    (tmp_path / "songs.csv").write_text("uri\n")
+    (tmp_path / "catalog.yaml").write_text(own.replace("~/Music", "."))
+    features = load_catalog(tmp_path / "catalog.yaml").resolved_features()
+    # The README's short form and the repository's written-out catalog are the same features.
+    default = load_catalog(ROOT / "catalog.yaml").resolved_features()
+    assert {f.fingerprint for f in features.values()} == {f.fingerprint for f in default.values()}
+
+    document: dict[str, Any] = yaml.safe_load(own)
+    document["features"].update(yaml.safe_load(published))
+    (tmp_path / "catalog.yaml").write_text(yaml.safe_dump(document))
+    features = load_catalog(tmp_path / "catalog.yaml").resolved_features()
+    assert features["tags_choi"].row_shape == (256,)
+    assert features["mood_mtg"].row_shape == (64,)
+
+
+def test_the_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"^    make (\w+)", README, flags=re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
