@@ -1,5 +1,6 @@
 """Runs that end badly: killed, interrupted, with a file that kills its worker, two at a time."""
 
+import contextlib
 import json
 import os
 import signal
@@ -82,15 +83,20 @@ def preload(tmp_path: Path) -> dict[str, str]:
 
 
 def kill_group(process: subprocess.Popen[str]) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.communicate()
 
 
-def n_commits(store: Path) -> int:
-    return len(list((store / "tracks" / "_delta_log").glob("*.json")))
+def pause(process: subprocess.Popen[str], seconds: float) -> None:
+    """Wait so long, or until the process ends."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+
+
+def press_ctrl_c(process: subprocess.Popen[str]) -> None:
+    """Send what a terminal sends: an interrupt to the whole process group."""
+    os.killpg(process.pid, signal.SIGINT)
 
 
 def check_consistent(store: FeatureStore, expected: dict[tuple[str, str], bytes]) -> set[str]:
@@ -110,11 +116,7 @@ def check_consistent(store: FeatureStore, expected: dict[tuple[str, str], bytes]
 def test_kill_at_any_moment_loses_only_jobs_in_flight(empty_project: Any, start: Any) -> None:
     fill(empty_project, N_SONGS)
     begun = time.monotonic()
-    undisturbed = start()
-    seen = begun
-    while undisturbed.poll() is None and not (empty_project.store_folder / FORMAT_FILE).exists():
-        seen = time.monotonic()
-    assert undisturbed.wait(HANG_S) == 0
+    assert start().wait(HANG_S) == 0
     whole_s = time.monotonic() - begun
     expected = empty_project.rows()
     all_tracks = set(empty_project.store.tracks.index)
@@ -123,31 +125,28 @@ def test_kill_at_any_moment_loses_only_jobs_in_flight(empty_project: Any, start:
     assert report["songs"] == 0
     empty_project.store_folder.rename(empty_project.folder / "undisturbed")
 
+    # One kill while the first part is being written, so that there is an orphan whatever the clock does.
+    process = start()
+    while process.poll() is None and not list(empty_project.store_folder.glob("parts/*")):
+        pause(process, 0.01)
+    kill_group(process)
+    assert empty_project.store.unreferenced_parts
+    visible = check_consistent(empty_project.store, expected)
+
     # Most of a short run is the start of the workers; most kills fall into the work after it.
     rng = np.random.default_rng(11)
-    store_after_s = seen - begun
-    early = store_after_s + (0.55 * (whole_s - store_after_s)) * (np.arange(5) + rng.random(5)) / 5
-    late = whole_s * (0.55 + 0.45 * (np.arange(N_KILLS - 5) + rng.random(N_KILLS - 5)) / (N_KILLS - 5))
-    moments = rng.permutation(np.concatenate([early, late]))
-
-    visible: set[str] = set()
-    orphans_seen, finished = 0, 0
-    for number, moment_s in enumerate(moments):
+    early = 0.55 * (np.arange(5) + rng.random(5)) / 5
+    late = 0.55 + 0.45 * (np.arange(N_KILLS - 5) + rng.random(N_KILLS - 5)) / (N_KILLS - 5)
+    for number, share in enumerate(rng.permutation(np.concatenate([early, late]))):
         process = start()
-        try:
-            process.wait(float(moment_s))
-        except subprocess.TimeoutExpired:
-            pass
+        pause(process, float(share) * whole_s)
         kill_group(process)
         if not (empty_project.store_folder / FORMAT_FILE).exists():
             continue
-        store = empty_project.store
-        now = check_consistent(store, expected)
+        now = check_consistent(empty_project.store, expected)
         assert visible <= now, "a committed track was lost"
         visible = now
-        orphans_seen += len(store.unreferenced_parts)
         if visible == all_tracks:
-            finished += 1
             empty_project.store_folder.rename(empty_project.folder / f"finished-{number}")
             visible = set()
 
@@ -162,8 +161,6 @@ def test_kill_at_any_moment_loses_only_jobs_in_flight(empty_project: Any, start:
     assert sum(orphan["removed"] for orphan in removed) >= status["orphan_parts"]
     assert empty_project.run_json("status")["orphan_parts"] == 0
     assert check_consistent(empty_project.store, expected) == all_tracks
-    assert finished < N_KILLS / 2, "kills came after the end of their runs"
-    assert orphans_seen, "no kill fell into the writing of a part"
 
 
 @pytest.mark.xfail(
@@ -279,7 +276,7 @@ def test_one_interrupt_finishes_the_jobs_in_flight(
     fill(empty_project, 60, prefix="slow", seconds=2.0)
     process = start(environment=preload)
     first_progress(process)
-    process.send_signal(signal.SIGINT)
+    press_ctrl_c(process)
     out, err = process.communicate(timeout=HANG_S)
     assert process.returncode == 130, err
     assert "Traceback" not in err
@@ -304,12 +301,10 @@ def test_two_interrupts_end_at_once(empty_project: Any, start: Any, preload: dic
     first_progress(process)
     drain(process)
     for _ in range(20):
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(1.0)
+        press_ctrl_c(process)
+        pause(process, 1.0)
+        if process.poll() is not None:
             break
-        except subprocess.TimeoutExpired:
-            continue
     assert process.returncode == 130
     store = empty_project.store
     done = len(store.tracks)
