@@ -71,7 +71,7 @@ def connected(*, workers: int | None, scheduler: str | None) -> Iterator[tuple[C
         stack.enter_context(dask.config.set(_SETTINGS))
         if scheduler is None:
             n_workers = workers or available_cores()
-            with _ignored_interrupts():
+            with _deaf_to_interrupts():
                 cluster = LocalCluster(
                     n_workers=n_workers,
                     threads_per_worker=1,
@@ -87,7 +87,7 @@ def connected(*, workers: int | None, scheduler: str | None) -> Iterator[tuple[C
             stack.callback(_end_workers, client, cluster)
         else:
             try:
-                client = stack.enter_context(Client(scheduler, timeout="15s"))
+                client = stack.enter_context(Client(scheduler, timeout="5s"))
             except (OSError, ValueError, TimeoutError) as error:
                 raise ClusterError(
                     f"no Dask scheduler answers at {scheduler}. Start one with `dask scheduler`, "
@@ -118,17 +118,17 @@ def _release_locks() -> None:
 
 
 @contextmanager
-def _ignored_interrupts() -> Iterator[None]:
-    """Have processes started in this block ignore Ctrl-C, which a terminal sends to all of them."""
-    try:
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    except ValueError:  # not in the main thread
-        yield
-        return
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Have threads and processes started in this block never see Ctrl-C, which a terminal sends to all.
+
+    The signal is blocked, not ignored: one that comes meanwhile reaches this process afterwards, and
+    workers that Dask starts anew later inherit the block too.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @dataclass

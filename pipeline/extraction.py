@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from pipeline.catalog import Catalog, load_catalog
-from pipeline.collections import scan
+from pipeline.collections import Scan, scan
 from pipeline.definitions import Feature
-from pipeline.errors import CatalogError, ClusterError, UnknownNameError, did_you_mean
+from pipeline.errors import CatalogError, ClusterError, StoreDamagedError, UnknownNameError, did_you_mean
 from pipeline.planning import Action, Plan, batches, estimated_rows, files_to_hash, plan, wanted_features
 from pipeline.store.files import write_lock
 from pipeline.store.index import Index
@@ -125,7 +125,8 @@ def plan_extraction(
     resolved = _resolved(catalog, features)
     grid = resolved[0].grid
     index = Index.open_or_none(store, grid)
-    return _planned(catalog, index, resolved, collections=collections, retry_failed=retry_failed)
+    scanned = scan(catalog, only=collections or None)
+    return _planned(catalog, scanned, index, resolved, collections=collections, retry_failed=retry_failed)
 
 
 def _resolved(catalog: Catalog, names: Sequence[str]) -> tuple[Feature, ...]:
@@ -140,13 +141,13 @@ def _resolved(catalog: Catalog, names: Sequence[str]) -> tuple[Feature, ...]:
 
 def _planned(
     catalog: Catalog,
+    scanned: Scan,
     index: Index | None,
     features: tuple[Feature, ...],
     *,
     collections: Sequence[str],
     retry_failed: bool,
 ) -> Plan:
-    scanned = scan(catalog, only=collections or None)
     indexed = index.tracks() if index else Index.no_tracks()
     arrays = index.arrays(["part", "fingerprint"]) if index else Index.no_arrays()
     hashes = {}
@@ -221,9 +222,11 @@ def extract(
     if not catalog.collections:
         raise CatalogError(f"{catalog.path}: collections is empty. Name a folder of audio files there.")
     command = shlex.join(["mirstore", *sys.argv[1:]]) if Path(sys.argv[0]).name == "mirstore" else "extract"
+    scanned = scan(catalog, only=collections or None)  # before a store is made: a wrong folder makes none
     with write_lock(store, command):
         index = Index.open_or_create(store, resolved[0].grid)
-        todo = _planned(catalog, index, resolved, collections=collections, retry_failed=retry_failed)
+        index.recover()
+        todo = _planned(catalog, scanned, index, resolved, collections=collections, retry_failed=retry_failed)
         on_plan(todo)
         provenance = {"command": command, "catalog": catalog.hash}
         run = _Run(index, todo, provenance, begun, on_progress)
@@ -231,6 +234,8 @@ def extract(
         if len(todo.of(Action.EXTRACT)) or len(todo.parts):
             run.execute(store, workers=workers, scheduler=scheduler)
         index.compact()
+        if run.damage:
+            raise StoreDamagedError("\n".join([*run.damage, "Everything else is done."]))
         return run.report()
 
 
@@ -264,6 +269,7 @@ class _Run:
         self.seconds: Counter[str] = Counter()
         self.worker_peak = 0
         self.interrupted = False
+        self.damage: list[str] = []
 
     def commit_row_changes(self) -> None:
         """Commit what needs no job: moved, touched, gone, and files that cannot even be opened."""
@@ -346,6 +352,9 @@ class _Run:
                     )
                     for track in result.job.tracks
                 ]
+                continue
+            if result.damage:
+                self.damage.append(result.damage)
                 continue
             arrays += result.arrays
             tracks += result.tracks

@@ -20,7 +20,7 @@ from features.framing import Grid, chunks
 from pipeline.computation import FeatureChain
 from pipeline.decoding import AudioStream, open_audio
 from pipeline.definitions import Feature
-from pipeline.errors import AudioError, StoreError
+from pipeline.errors import AudioError, StoreDamagedError, StoreError
 from pipeline.store.parts import PartWriter, open_array, read_rows
 from pipeline.store.records import ArrayRow, TrackRow
 
@@ -64,6 +64,7 @@ class JobResult:
     seconds: dict[str, float]
     peak_rss: int
     worker_pid: int
+    damage: str | None = None
 
 
 @lru_cache(maxsize=1)
@@ -92,7 +93,12 @@ def run(job: ExtractJob | ComputeJob) -> JobResult:
     StoreError
         If the store refuses to be written; a broken song is a row of the result instead.
     """
-    return _extract(job) if isinstance(job, ExtractJob) else _compute(job)
+    if isinstance(job, ExtractJob):
+        return _extract(job)
+    try:
+        return _compute(job)
+    except StoreDamagedError as error:  # one bad part must not keep the others from being computed
+        return JobResult((), (), {}, 0, os.getpid(), damage=str(error))
 
 
 def _extract(job: ExtractJob) -> JobResult:

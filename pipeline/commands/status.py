@@ -27,11 +27,14 @@ def status(catalog: CatalogOption = DEFAULT_CATALOG, as_json: JsonOption = False
     notes = [f"{facts[key]:,} {key}" for key in ("failed", "truncated", "gone") if facts[key]]
     out.print(", ".join([counted(facts["tracks"], "track"), f"{facts['hours']:.2f} h", *notes]))
     out.print(f"{counted(facts['parts'], 'part')}, {readable_bytes(facts['bytes'])}")
-    if facts["orphan_parts"]:
-        out.print(
-            f"{counted(facts['orphan_parts'], 'orphan part')} of killed runs, "
-            f"{readable_bytes(facts['orphan_bytes'])}: `mirstore gc` removes them"
-        )
+    orphans = [
+        counted(facts[f"orphan_{noun}s"], f"orphan {noun}")
+        for noun in ("part", "array")
+        if facts[f"orphan_{noun}s"]
+    ]
+    if orphans:
+        size = readable_bytes(facts["orphan_bytes"])
+        out.print(f"{', '.join(orphans)} of killed runs, {size}: `mirstore gc` removes them")
     out.print(f"commit {facts['commit']}, {facts['committed']}, by `{facts['command'] or 'mirstore'}`")
     if len(features):
         out.print()

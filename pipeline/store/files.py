@@ -17,6 +17,7 @@ REFUSALS = {
     errno.EROFS: "the file system is read-only; mount it writable or choose another store",
     errno.EACCES: "permission denied; choose another store or change its permissions",
     errno.EPERM: "operation not permitted; choose another store or change its permissions",
+    errno.ENOTEMPTY: "something is still being written there; wait for it to end and run again",
     errno.ENOTDIR: "a file is where a folder should be; choose another store",
     errno.EIO: "the disk reports an input/output error; check it before running again",
 }

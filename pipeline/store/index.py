@@ -20,7 +20,13 @@ from deltalake.exceptions import DeltaError
 
 from features.errors import FeatureInputError
 from features.framing import Grid
-from pipeline.errors import StoreDamagedError, StoreFormatError, StoreMissingError, StoreWriteError
+from pipeline.errors import (
+    StoreDamagedError,
+    StoreError,
+    StoreFormatError,
+    StoreMissingError,
+    StoreWriteError,
+)
 from pipeline.store.files import REFUSALS, replaced, writing
 from pipeline.store.records import ArrayRow, TrackRow
 
@@ -28,6 +34,7 @@ FORMAT = 1
 FORMAT_FILE = "mirstore.json"
 # Small commits leave small files; past this many a reader gains from having them merged.
 FILES_BEFORE_COMPACTION = 32
+_OWN_NAMES = {FORMAT_FILE, ".lock", "arrays", "models", "parts", "tracks", "lost+found"}
 
 
 def _schema(row: type) -> pa.Schema:
@@ -98,15 +105,49 @@ class Index:
         self.grid = read_format(store)
         try:
             self._tracks = DeltaTable(store / "tracks")
-            self._arrays = DeltaTable(store / "arrays")
+            # As of the tracks: arrays whose tracks were never committed (a kill in between) do not count.
+            self._arrays = DeltaTable(store / "arrays", version=self._arrays_version())
         except (DeltaError, OSError) as error:
             raise StoreDamagedError(f"{store}: the index cannot be opened ({error}).") from error
 
+    def _arrays_version(self) -> int:
+        """Version of ``arrays`` that the newest commit of ``tracks`` belongs to."""
+        return int(self._tracks.history(1)[0].get("arrays_version", 0))
+
+    def recover(self) -> None:
+        """Undo a commit that was cut short between its two tables; to be called by whoever holds the lock.
+
+        The part it was about is nobody's from then on, and `collect_garbage` removes it.
+        """
+        with _committing(self.store):
+            newest = DeltaTable(self.store / "arrays")
+            if newest.version() != self._arrays.version():
+                newest.restore(self._arrays.version())
+                self._arrays = newest
+                self.commit(provenance={"command": "recovery"})
+
     @classmethod
     def create(cls, store: Path, grid: Grid) -> "Index":
-        """Make an empty store, or complete one whose making was cut short."""
+        """Make an empty store, or complete one whose making was cut short.
+
+        Raises
+        ------
+        StoreDamagedError
+            If there are tracks, but no format file to say on which grid.
+        StoreError
+            If the folder is used for something else.
+        """
         with writing(store):
             store.mkdir(parents=True, exist_ok=True)
+            foreign = sorted({path.name for path in store.iterdir()} - _OWN_NAMES)
+        if foreign:
+            raise StoreError(
+                f"{store} is no store and holds other files, such as {foreign[0]!r}. Name an empty folder."
+            )
+        if DeltaTable.is_deltatable(str(store / "tracks")) and DeltaTable(store / "tracks").version() > 0:
+            raise StoreDamagedError(
+                f"{store} has tracks but no {FORMAT_FILE}. Restore that file from a backup."
+            )
         keep_log = {
             "delta.logRetentionDuration": "interval 36500 days",
             "delta.enableExpiredLogCleanup": "false",
@@ -169,11 +210,6 @@ class Index:
     def arrays(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """Every row of the ``arrays`` table."""
         return _frame(self._arrays, columns)
-
-    def refresh(self) -> None:
-        """Move to the newest commits."""
-        self._tracks.update_incremental()
-        self._arrays.update_incremental()
 
     def last_commit(self) -> dict[str, Any]:
         """What the newest commit of the ``tracks`` table says of itself."""
@@ -245,9 +281,14 @@ class Index:
     def compact(self) -> None:
         """Merge small files of the tables when there are many; readers are not disturbed."""
         with _committing(self.store):
-            for table in (self._tracks, self._arrays):
-                if len(table.file_uris()) > FILES_BEFORE_COMPACTION:
-                    table.optimize.compact()
+            crowded = [
+                t for t in (self._arrays, self._tracks) if len(t.file_uris()) > FILES_BEFORE_COMPACTION
+            ]
+            for table in crowded:
+                about = {"command": "compaction", "arrays_version": str(self._arrays.version())}
+                table.optimize.compact(commit_properties=CommitProperties(custom_metadata=about))
+            if self._arrays in crowded:
+                self.commit(provenance={"command": "compaction"})
 
 
 def _frame(table: DeltaTable, columns: Sequence[str] | None) -> pd.DataFrame:

@@ -276,9 +276,10 @@ def read_rows(array: "zarr.Array[Any]", start: int, stop: int, *, part: str, nam
             _check_shards_exist(array, start, stop)
         return np.asarray(array[start:stop])
     except (RuntimeError, ValueError, OSError) as error:
+        what = "a checksum does not match" if "checksum" in str(error) else " ".join(str(error).split())
         raise StoreDamagedError(
-            f"part {part}, array {name}: rows {start} to {stop} are damaged ({' '.join(str(error).split())}). "
-            "Restore the part from a backup, or delete the track's row and extract it again."
+            f"part {part}, array {name}: rows {start} to {stop} are damaged ({what}). "
+            "Restore the part from a backup."
         ) from error
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from pipeline.store.files import write_lock, writing
 from pipeline.store.index import Index
-from pipeline.store.parts import PARTS, part_folder
+from pipeline.store.parts import PARTS
 from pipeline.store.reading import FeatureStore
 
 GRACE_S = 3600.0
@@ -57,7 +57,7 @@ def features_table(store: FeatureStore) -> pd.DataFrame:
 def summary(store: FeatureStore) -> dict[str, Any]:
     """Return what ``mirstore status`` prints, as plain values."""
     rows = store.tracks
-    orphans = store.unreferenced_parts
+    orphans = unnamed_folders(store.path, store.arrays)
     commit = store.index.last_commit()
     return {
         "store": str(store.path),
@@ -67,8 +67,9 @@ def summary(store: FeatureStore) -> dict[str, Any]:
         "truncated": int(rows["truncated"].notna().sum()),
         "failed": len(store.failures),
         "parts": int(store.arrays["part"].nunique()),
-        "orphan_parts": len(orphans),
-        "orphan_bytes": sum(folder_bytes(part_folder(store.path, part)) for part in orphans),
+        "orphan_parts": sum(folder.parent.name == PARTS for folder in orphans),
+        "orphan_arrays": sum(folder.parent.name != PARTS for folder in orphans),
+        "orphan_bytes": sum(folder_bytes(folder) for folder in orphans),
         "bytes": int(store.arrays["bytes"].sum()),
         "commit": store.index.version,
         "committed": pd.Timestamp(commit["timestamp"], unit="ms").isoformat(timespec="seconds") + "Z",
@@ -84,6 +85,29 @@ class Orphan:
     bytes: int
     age_s: float
     removed: bool
+
+
+def unnamed_folders(place: Path, arrays: pd.DataFrame) -> list[Path]:
+    """Return the parts, and the arrays of parts, that the index does not name.
+
+    Parameters
+    ----------
+    place
+        Folder of the store.
+    arrays
+        The index's ``arrays`` table: `part` and `array`.
+    """
+    parts = set(arrays["part"])
+    named = set(zip(arrays["part"], arrays["array"], strict=True))
+    folders: list[Path] = []
+    for folder in sorted((place / PARTS).iterdir()) if (place / PARTS).exists() else []:
+        if folder.name not in parts:
+            folders.append(folder)
+        else:
+            folders += [
+                array for array in sorted(folder.glob("*@*")) if (folder.name, array.name) not in named
+            ]
+    return folders
 
 
 def _age_s(folder: Path) -> float:
@@ -117,17 +141,9 @@ def collect_garbage(place: Path, *, grace_s: float = GRACE_S, dry_run: bool = Fa
     """
     Index(place)  # refuses what is no store before anything is removed
     with write_lock(place, "mirstore gc"):
-        arrays = Index(place).arrays(["part", "array"])
-        named = set(arrays["part"])
-        arrays_named = set(zip(arrays["part"], arrays["array"], strict=True))
-        candidates = []
-        for folder in sorted((place / PARTS).iterdir()) if (place / PARTS).exists() else []:
-            if folder.name not in named:
-                candidates.append(folder)
-            else:
-                candidates += [
-                    a for a in sorted(folder.glob("*@*")) if (folder.name, a.name) not in arrays_named
-                ]
+        index = Index(place)
+        index.recover()
+        candidates = unnamed_folders(place, index.arrays(["part", "array"]))
         orphans = []
         for folder in candidates:
             age, size = _age_s(folder), folder_bytes(folder)

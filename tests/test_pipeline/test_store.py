@@ -513,7 +513,7 @@ def test_commits_add_update_and_remove(tmp_path: Path) -> None:
     reader = Index(tmp_path)
     index.commit(added=[a_track("d")], provenance={})
     assert len(reader.tracks()) == 2, "a reader keeps the commit it opened"
-    reader.refresh()
+    reader = Index(tmp_path)
     assert len(reader.tracks()) == 3
 
 

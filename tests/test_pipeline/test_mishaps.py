@@ -1,0 +1,99 @@
+"""Mishaps that must cost no more than they have to."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import CatalogError, StoreDamagedError, StoreError, StoreLockedError
+from pipeline.store.files import write_lock
+from pipeline.store.index import FORMAT_FILE
+
+AUDIO = "audio: {kind: audio, sample_rate: 12000, dtype: int16}"
+LOGMEL = "logmel: {kind: log_mel, from: audio, n_fft: 512, n_mels: 32}"
+
+
+def damage(store: Path, part: str, array: str) -> None:
+    """Flip a byte in the first row of an array's first shard."""
+    shard = next(path for path in (store / "parts" / part).glob(f"{array}@*/c/0/**/*") if path.is_file())
+    content = bytearray(shard.read_bytes())
+    content[100] ^= 1
+    shard.write_bytes(content)
+
+
+def test_a_damaged_part_keeps_nothing_else_from_being_done(project: Any) -> None:
+    project.write_catalog(AUDIO)
+    project.extract()
+    parts = sorted(project.store.tracks["part"].unique())
+    assert len(parts) > 1
+    damage(project.store_folder, parts[0], "audio")
+    project.write_catalog(AUDIO, LOGMEL)
+    project.add_song("another.wav", seconds=3.0, seed=77)
+
+    with pytest.raises(
+        StoreDamagedError, match=rf"part {parts[0]}, array audio@.*checksum.*\nEverything else is done"
+    ):
+        project.extract()
+
+    store = project.store
+    assert "demo/another.wav" in store.tracks.index
+    has = set(store["logmel"].tracks.index)
+    assert has == set(store.tracks.index[store.tracks["part"] != parts[0]])
+    for track_id in has:
+        assert len(store["logmel"].stored(track_id))
+    done = project.run("extract", shared=True)
+    assert done.returncode == 2
+    assert parts[0] in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_lost_format_file_is_not_made_up(project: Any) -> None:
+    project.extract()
+    before = project.rows()
+    content = (project.store_folder / FORMAT_FILE).read_bytes()
+    (project.store_folder / FORMAT_FILE).unlink()
+    with pytest.raises(StoreDamagedError, match=FORMAT_FILE):
+        project.extract()
+    (project.store_folder / FORMAT_FILE).write_bytes(content)
+    assert project.rows() == before
+
+
+def test_a_folder_of_something_else_is_not_filled(project: Any) -> None:
+    project.store_folder.mkdir()
+    (project.store_folder / "thesis.doc").write_text("important")
+    with pytest.raises(StoreError, match=r"thesis\.doc"):
+        project.extract()
+    assert not (project.store_folder / "parts").exists()
+
+
+def test_a_wrong_folder_makes_no_store(project: Any) -> None:
+    shutil.rmtree(project.music)
+    with pytest.raises(CatalogError, match="music"):
+        project.extract()
+    assert not project.store_folder.exists()
+
+
+def test_a_store_that_is_being_written_names_its_writer(project: Any) -> None:
+    with (
+        write_lock(project.store_folder, "mirstore extract"),
+        pytest.raises(StoreLockedError, match=rf"`mirstore extract` \(process {os.getpid()} on "),
+    ):
+        project.extract()
+
+
+def test_songs_gone_from_an_unmounted_disk_keep_their_features(project: Any) -> None:
+    """An empty folder where music was: everything is marked, nothing is lost, and all of it comes back."""
+    project.extract()
+    before = project.rows()
+    project.music.rename(project.folder / "elsewhere")
+    project.music.mkdir()
+    report = project.extract()
+    assert report.gone == len({track for track, _ in before})
+    assert project.rows() == before
+    project.music.rmdir()
+    (project.folder / "elsewhere").rename(project.music)
+    report = project.extract()
+    assert (report.songs, report.updated) == (0, len({track for track, _ in before}))
+    assert (project.store.tracks["status"] == "ok").all()
