@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import multiprocessing.resource_tracker
 import multiprocessing.util
 import os
 import queue
@@ -124,6 +125,8 @@ def _deaf_to_interrupts() -> Iterator[None]:
     The signal is blocked, not ignored: one that comes meanwhile reaches this process afterwards, and
     workers that Dask starts anew later inherit the block too.
     """
+    # Started first, because in starting it unblocks the signal in whatever thread asks for it.
+    multiprocessing.resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

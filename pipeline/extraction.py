@@ -233,7 +233,7 @@ def extract(
         run.commit_row_changes()
         if len(todo.of(Action.EXTRACT)) or len(todo.parts):
             run.execute(store, workers=workers, scheduler=scheduler)
-        index.compact()
+        index.compact(provenance)
         if run.damage:
             raise StoreDamagedError("\n".join([*run.damage, "Everything else is done."]))
         return run.report()

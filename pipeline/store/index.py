@@ -278,17 +278,15 @@ class Index:
             .execute()
         )
 
-    def compact(self) -> None:
+    def compact(self, provenance: Mapping[str, str]) -> None:
         """Merge small files of the tables when there are many; readers are not disturbed."""
         with _committing(self.store):
-            crowded = [
-                t for t in (self._arrays, self._tracks) if len(t.file_uris()) > FILES_BEFORE_COMPACTION
-            ]
-            for table in crowded:
-                about = {"command": "compaction", "arrays_version": str(self._arrays.version())}
-                table.optimize.compact(commit_properties=CommitProperties(custom_metadata=about))
-            if self._arrays in crowded:
-                self.commit(provenance={"command": "compaction"})
+            if len(self._arrays.file_uris()) > FILES_BEFORE_COMPACTION:
+                self._arrays.optimize.compact()
+                self.commit(provenance=provenance)
+            if len(self._tracks.file_uris()) > FILES_BEFORE_COMPACTION:
+                about = {**provenance, "arrays_version": str(self._arrays.version())}
+                self._tracks.optimize.compact(commit_properties=CommitProperties(custom_metadata=about))
 
 
 def _frame(table: DeltaTable, columns: Sequence[str] | None) -> pd.DataFrame:
