@@ -22,9 +22,7 @@ from features.cnn import CHUNK_FRAMES, N_BANDS, ChoiNetwork, ChoiVariant, calibr
 from features.downloads import PUBLISHED, downloaded, published
 from features.errors import WeightsError
 from features.spectral import LogMelParameters
-
-RANDOM_RECIPE = 1
-"""Raised whenever `random:<seed>` would give other numbers than before."""
+from features.statistics import RANDOM_RECIPE
 
 _DECIBELS = LogMelParameters(window="hann", htk=False, norm="slaney", log="db")
 

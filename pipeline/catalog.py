@@ -148,7 +148,8 @@ class Catalog(_Section):
 
     version: Literal[1] = Field(description="Version of this file's format.")
     store: Annotated[str, AfterValidator(_checked_store)] = Field(
-        description="Path or URL (s3://bucket/prefix) of the store; a relative path is relative to this file."
+        description="Folder of the store (or file:// URL; object stores cannot be written yet); "
+        "a relative path is relative to this file."
     )
     grid: GridSettings = Field(
         default_factory=GridSettings, description="How tracks are cut; fixed when the store is made."

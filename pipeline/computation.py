@@ -35,6 +35,12 @@ class _Computation:
     compute: Callable[[NDArray[np.float32]], NDArray[np.float32]]
     left: int = 0
     right: int = 0
+    arithmetic: tuple[tuple[str, str], ...] = ()
+
+
+def arithmetic(feature: Feature) -> dict[str, str]:
+    """Return what ``auto`` came to here: a network's precision and device; empty for other kinds."""
+    return dict(_computation(feature).arithmetic) if feature.upstream else {}
 
 
 @lru_cache(maxsize=32)
@@ -65,7 +71,8 @@ def _computation(feature: Feature) -> _Computation:
                 device=definition.device,
                 precision=definition.precision,
             )
-            return _Computation(embedder.embedding)
+            settings = (("precision", embedder.precision), ("device", str(embedder.device)))
+            return _Computation(embedder.embedding, arithmetic=settings)
         case _:
             raise TypeError(f"{feature.kind} is not computed from another feature")
 

@@ -194,12 +194,23 @@ def _file_digest(path: str, _size: int, _mtime_ns: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _weights_identity(weights: str) -> str:
-    """Return what of a weights source decides the numbers: the content of a file, else its name."""
+def _weights_identity(weights: str, variant: str) -> str:
+    """Return what of a weights source decides the numbers: a seed's recipe, or contents of files."""
     from features.downloads import PUBLISHED
+    from features.statistics import RANDOM_RECIPE, statistics_digest
 
     if weights.startswith("random:"):
-        return weights
+        return f"{weights}/{RANDOM_RECIPE}"
+    # Keras files have no statistics of their own: those shipped with the package are put in.
+    name = PUBLISHED[weights].file_name if weights in PUBLISHED else weights
+    statistics = statistics_digest(variant) if name.endswith((".h5", ".hdf5")) else ""
+    return _content_digest(weights) + statistics
+
+
+def _content_digest(weights: str) -> str:
+    """SHA-256 of a published name or a file."""
+    from features.downloads import PUBLISHED
+
     if weights in PUBLISHED:
         return PUBLISHED[weights].sha256
     path = Path(weights)
@@ -217,7 +228,7 @@ def _fingerprint(definition: _Definition, upstream: Feature | None, grid: Grid) 
     identity: dict[str, Any] = definition.model_dump(exclude={"from_", "device"})
     identity["algorithm"] = definition.algorithm
     if isinstance(definition, CnnDefinition):
-        identity["weights"] = _weights_identity(definition.weights)
+        identity["weights"] = _weights_identity(definition.weights, definition.variant)
     if upstream is None:
         identity["grid"] = [grid.hop_length, grid.frames_per_chunk, grid.min_tail_s]
     else:

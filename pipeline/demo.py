@@ -21,15 +21,20 @@ def fetch_music(folder: Path) -> str:
     Debian's singularity-music (16 songs, 64 min, CC-BY-SA 3.0) where apt can get it, else songs
     that this project makes itself.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
+    if folder.exists():
         return "what an earlier demo fetched"
-    if shutil.which("apt-get") and shutil.which("dpkg-deb") and _fetch_debian(folder):
-        return f"Debian's {PACKAGE} (CC-BY-SA 3.0)"
-    from pipeline.sample import write_sample_collection
+    draft = folder.with_name(f".{folder.name}")  # so that a fetch cut short is not taken for complete
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    if shutil.which("apt-get") and shutil.which("dpkg-deb") and _fetch_debian(draft):
+        source = f"Debian's {PACKAGE} (CC-BY-SA 3.0)"
+    else:
+        from pipeline.sample import write_sample_collection
 
-    write_sample_collection(folder, n_songs=16, seed=0)
-    return "songs made by this project (no Debian package archive here)"
+        write_sample_collection(draft, n_songs=16, seed=0)
+        source = "songs made by this project (no Debian package archive here)"
+    draft.rename(folder)
+    return source
 
 
 def _fetch_debian(folder: Path) -> bool:

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from pipeline.jobs import JobResult
 
 
+# Guess of the work, in chunks of decoding, that a track of the cache is: only the time left depends on it.
+WORK_OF_COMPUTING = 3.0
+
+
 @dataclass(slots=True)
 class Progress:
     """How far a run is; handed to the `on_progress` callback a few times a second."""
@@ -216,6 +220,10 @@ def extract(
         If the scheduler cannot be used.
     """
     begun = time.monotonic()
+    if workers is not None and scheduler is not None:
+        raise ClusterError(
+            "workers counts processes of this machine; leave it out where a scheduler is named."
+        )
     catalog = catalog if isinstance(catalog, Catalog) else load_catalog(catalog)
     store = local_store(catalog.store)
     resolved = _resolved(catalog, features)
@@ -262,25 +270,26 @@ class _Run:
             zip(extracts["track_id"], estimated_rows(extracts, todo.features[0].grid), strict=True)
         )
         self.progress = Progress(
-            songs_total=len(extracts) + len(todo.of(Action.COMPUTE)), work_total=sum(self.work.values())
+            songs_total=len(extracts) + int(todo.parts["tracks"].sum()),
+            work_total=sum(self.work.values()) + WORK_OF_COMPUTING * int(todo.parts["tracks"].sum()),
         )
         self.songs = self.computed = 0
         self.failures = len(todo.of(Action.FAIL))
         self.seconds: Counter[str] = Counter()
         self.worker_peak = 0
         self.interrupted = False
+        self.old = index.tracks().set_index("track_id", drop=False)
         self.damage: list[str] = []
 
     def commit_row_changes(self) -> None:
         """Commit what needs no job: moved, touched, gone, and files that cannot even be opened."""
         changes = self.todo.of(Action.MOVE, Action.UPDATE, Action.MARK_GONE)
         if len(changes):
-            old = self.index.tracks().set_index("track_id", drop=False)
-            rows = [_changed_row(row, old) for row in changes.to_dict(orient="records")]
+            rows = [_changed_row(row, self.old) for row in changes.to_dict(orient="records")]
             removed = [name for name in changes["old_track_id"] if isinstance(name, str)]
             self.index.commit(updated=rows, removed=removed, provenance=self.provenance)
         failed = [
-            replace(_new_row(row), status="failed", stage="scan", reason=row["reason"])
+            self.kept(replace(_new_row(row), status="failed", stage="scan", reason=row["reason"]))
             for row in self.todo.of(Action.FAIL).to_dict(orient="records")
         ]
         if failed:
@@ -339,16 +348,17 @@ class _Run:
         for result in batch:
             if isinstance(result, Killer):
                 if isinstance(result.job, ComputeJob):
-                    raise ClusterError(
-                        f"a worker died twice while computing {', '.join(f.name for f in result.job.features)} "
+                    self.damage.append(
+                        f"a worker died while computing {', '.join(f.name for f in result.job.features)} "
                         f"for part {result.job.part}. Give workers more memory (fewer --workers) and run again."
                     )
+                    continue
                 tracks += [
                     replace(
                         track,
                         status="failed",
                         stage="worker",
-                        reason="the worker process died while decoding it, twice",
+                        reason="the worker process died while decoding it",
                     )
                     for track in result.job.tracks
                 ]
@@ -364,6 +374,8 @@ class _Run:
                 n_tracks = int(self.todo.parts.set_index("part").loc[result.arrays[0].part, "tracks"])
                 self.computed += n_tracks
                 self.progress.songs_done += n_tracks
+                self.progress.work_done += WORK_OF_COMPUTING * n_tracks
+        tracks = [self.kept(track) for track in tracks]
         self.index.commit(
             arrays=arrays,
             added=[track for track in tracks if track.track_id not in self.known],
@@ -379,6 +391,26 @@ class _Run:
             else:
                 self.failures += 1
         self.progress.failures = self.failures
+
+    def kept(self, failed: TrackRow) -> TrackRow:
+        """Return the row of a failed track with the features it had before: a bad moment costs none."""
+        if failed.status != "failed" or failed.track_id not in self.old.index:
+            return failed
+        before = _known_row(self.old, failed.track_id)
+        if before.part is None:
+            return failed
+        if failed.stage == "scan":  # nothing is known of the file, so the row still says what was stored
+            return replace(before, status="failed", stage=failed.stage, reason=failed.reason)
+        return replace(
+            before,
+            status="failed",
+            stage=failed.stage,
+            reason=failed.reason,
+            size=failed.size,
+            mtime_ns=failed.mtime_ns,
+            uri=failed.uri,
+            labels=failed.labels,
+        )
 
     def report(self) -> ExtractReport:
         """Return what was done."""
@@ -416,11 +448,17 @@ def _new_row(planned: dict[str, Any]) -> TrackRow:
 def _changed_row(planned: dict[str, Any], old: pd.DataFrame) -> TrackRow:
     """The old row with what has changed about it."""
     before = planned["old_track_id"] if isinstance(planned["old_track_id"], str) else planned["track_id"]
-    values = {name: None if pd.isna(value) else value for name, value in old.loc[before].to_dict().items()}
+    known = _known_row(old, before)
     if planned["action"] == Action.MARK_GONE:
-        changes: dict[str, Any] = {"status": "gone"}
-    else:
-        new = _new_row(planned)
-        names = ("track_id", "collection", "uri", "size", "mtime_ns", "labels")
-        changes = {"status": "ok", **{name: getattr(new, name) for name in names}}
-    return TrackRow(**{**values, **changes})
+        return replace(known, status="gone")
+    new = _new_row(planned)
+    names = ("track_id", "collection", "uri", "size", "mtime_ns", "labels")
+    changes = {name: getattr(new, name) for name in names}
+    return replace(known, status="ok", stage=None, reason=None, **changes)
+
+
+def _known_row(old: pd.DataFrame, track_id: str) -> TrackRow:
+    """Return a track's row as the index has it."""
+    values: dict[str, Any] = old.loc[track_id].to_dict()
+    known: dict[str, Any] = {name: None if pd.isna(value) else value for name, value in values.items()}
+    return TrackRow(**known)

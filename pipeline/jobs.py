@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.framing import Grid, chunks
-from pipeline.computation import FeatureChain
+from pipeline.computation import FeatureChain, arithmetic
 from pipeline.decoding import AudioStream, open_audio
 from pipeline.definitions import Feature
 from pipeline.errors import AudioError, StoreDamagedError, StoreError
@@ -68,21 +68,26 @@ class JobResult:
 
 
 @lru_cache(maxsize=1)
-def computed_with() -> str:
-    """Versions of what computes features here, as JSON; recorded, never part of a fingerprint."""
+def _versions() -> dict[str, str]:
+    """Versions of what computes features here."""
     versions = {"python": platform.python_version(), "machine": platform.machine()}
     for library in _LIBRARIES:
         try:
             versions[library] = version(library)
         except PackageNotFoundError:
             continue
-    return json.dumps(versions, sort_keys=True)
+    return versions
+
+
+def computed_with(features: tuple[Feature, ...]) -> dict[str, str]:
+    """Versions and arithmetic of what computes features here, JSON by name; recorded, never hashed."""
+    return {f.name: json.dumps({**_versions(), **arithmetic(f)}, sort_keys=True) for f in features}
 
 
 def prepare(features: tuple[Feature, ...]) -> None:
     """Load what `features` need into this process: libraries, filter banks, networks."""
     FeatureChain(features, lambda _name, _row: None)
-    computed_with()
+    computed_with(features)
 
 
 def run(job: ExtractJob | ComputeJob) -> JobResult:
@@ -105,7 +110,7 @@ def _extract(job: ExtractJob) -> JobResult:
     started = time.perf_counter()
     writing: dict[str, float] = defaultdict(float)
     grid = job.features[0].grid
-    with PartWriter(job.store, job.features, computed_with()) as part:
+    with PartWriter(job.store, job.features, computed_with(job.features)) as part:
 
         def store_row(feature: str, row: NDArray[np.generic]) -> None:
             begun = time.perf_counter()
@@ -214,7 +219,7 @@ def _compute(job: ComputeJob) -> JobResult:
     arrays = {
         feature.name: (feature, name, open_array(job.store, job.part, name)) for feature, name in job.sources
     }
-    with PartWriter(job.store, job.features, computed_with(), part=job.part) as part:
+    with PartWriter(job.store, job.features, computed_with(job.features), part=job.part) as part:
         chain = FeatureChain(job.features, part.append)
         for first, count in _track_rows(job.store, job.part):
             for source in chain.sources:

@@ -61,7 +61,8 @@ class Plan:
         """Return one mapping a track that has something to do, or was skipped."""
         rows = self.tracks[self.tracks["action"] != Action.NOTHING.value]
         columns = ["track_id", "action", "reason", "size", "old_track_id"]
-        records: list[dict[str, object]] = rows[columns].to_dict(orient="records")
+        known = rows[columns].astype(object)
+        records: list[dict[str, object]] = known.where(known.notna(), None).to_dict(orient="records")
         return records
 
     def summary(self) -> pd.DataFrame:
@@ -171,6 +172,11 @@ def plan(
     lacking[:] = [missing.get(part, ()) if isinstance(part, str) else () for part in seen["part"]]
 
     decide(status.eq("new"), Action.EXTRACT, "new")
+    decide(
+        failed & seen["stage"].eq("scan") & seen["part"].notna() & same_content,
+        Action.UPDATE,
+        "the file is back",
+    )
     decide(failed & ~same_content, Action.EXTRACT, "failed before, the file has changed")
     decide(failed & seen["stage"].eq("scan"), Action.EXTRACT, "could not be opened before")
     if retry_failed:
@@ -190,7 +196,7 @@ def plan(
         decide(lacks, Action.COMPUTE, f"no {', '.join(names)}")
 
     seen["action"], seen["reason"] = action, reason
-    seen["old_track_id"] = None
+    seen["old_track_id"] = pd.Series(None, index=seen.index, dtype=object)
     seen["content"] = content
     seen["in_index"] = status.ne("new")
 
@@ -228,23 +234,18 @@ def _missing_by_part(
 
 def _mark_moves(seen: pd.DataFrame, gone: pd.DataFrame, hashes: Mapping[str, str]) -> set[str]:
     """Turn new tracks whose content a gone one had into moves; return the gone ones."""
-    by_hash = {
-        row.content_hash: (row.track_id, row.part)
-        for row in gone[gone["content_hash"].notna() & gone["part"].notna()].itertuples()
-    }
-    moved: set[str] = set()
-    new = seen[seen["reason"].eq("new") & seen["content"].notna()] if hashes else seen[:0]
-    for row in new.itertuples():
-        old_track_id, part = by_hash.pop(row.content, (None, None))
-        if old_track_id is not None:
-            seen.loc[row.Index, ["action", "reason", "old_track_id", "part"]] = (
-                Action.MOVE.value,
-                "moved, same content",
-                old_track_id,
-                part,
-            )
-            moved.add(old_track_id)
-    return moved
+    if not hashes or not len(gone):
+        return set()
+    stored = gone[gone["content_hash"].notna() & gone["part"].notna()].drop_duplicates("content_hash")
+    new = seen.loc[seen["reason"].eq("new") & seen["content"].notna(), ["content"]].drop_duplicates("content")
+    pairs = new.reset_index().merge(
+        stored[["content_hash", "track_id", "part"]], left_on="content", right_on="content_hash"
+    )
+    rows = pairs["index"].to_numpy()
+    seen.loc[rows, "action"], seen.loc[rows, "reason"] = Action.MOVE.value, "moved, same content"
+    seen.loc[rows, "old_track_id"] = pairs["track_id"].to_numpy()
+    seen.loc[rows, "part"] = pairs["part"].to_numpy()
+    return set(pairs["track_id"])
 
 
 def _gone_rows(gone: pd.DataFrame, columns: list[str]) -> pd.DataFrame:

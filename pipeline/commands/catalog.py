@@ -41,8 +41,11 @@ def schema(
 def check(catalog: CatalogOption = DEFAULT_CATALOG, as_json: JsonOption = False) -> None:
     """Check the catalog and print its features with their versions."""
     from pipeline.catalog import load_catalog
+    from pipeline.store.location import local_store
 
-    features = load_catalog(catalog).resolved_features().values()
+    loaded = load_catalog(catalog)
+    local_store(loaded.store)
+    features = loaded.resolved_features().values()
     if as_json:
         print_json([{"feature": f.name, "version": f.fingerprint, **f.parameters()} for f in features])
         return

@@ -1,7 +1,7 @@
 """Where a store is."""
 
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import CatalogError
 
@@ -17,7 +17,7 @@ def local_store(store: str | Path) -> Path:
     text = str(store)
     scheme = urlsplit(text).scheme if "://" in text else ""
     if scheme == "file":
-        return Path(urlsplit(text).path)
+        return Path(unquote(urlsplit(text).path))
     if scheme:
         raise CatalogError(
             f"store {text}: stores on {scheme}:// cannot be written by this version. Name a folder."

@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -101,7 +101,7 @@ class PartWriter:
     features
         Features to write, upstream first.
     computed_with
-        Versions of what computed them, JSON.
+        Versions and arithmetic of what computes each feature, JSON by name.
     part
         An existing part to add arrays to; None starts a new one.
 
@@ -111,7 +111,12 @@ class PartWriter:
     """
 
     def __init__(
-        self, store: Path, features: Sequence[Feature], computed_with: str, *, part: str | None = None
+        self,
+        store: Path,
+        features: Sequence[Feature],
+        computed_with: Mapping[str, str],
+        *,
+        part: str | None = None,
     ) -> None:
         self.part = part or new_part_name()
         self.folder = part_folder(store, self.part)
@@ -210,7 +215,7 @@ class PartWriter:
             dtype=str(feature.dtype),
             row_shape=json.dumps(feature.row_shape),
             parameters=json.dumps(feature.parameters(), sort_keys=True),
-            computed_with=self._computed_with,
+            computed_with=self._computed_with[feature.name],
         )
 
     def abandon(self) -> None:

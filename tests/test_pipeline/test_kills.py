@@ -104,9 +104,8 @@ def check_consistent(store: FeatureStore, expected: dict[tuple[str, str], bytes]
     tracks = store.tracks
     assert tracks.index.is_unique
     assert set(tracks["status"]) <= {"ok"}
-    versions = store.arrays[["feature", "fingerprint"]].drop_duplicates()
     assert not store.arrays.duplicated(["part", "fingerprint"]).any()
-    names = [f"{row.feature}@{row.fingerprint}" for row in versions.itertuples()]
+    names = {name for _, name in expected}
     for track_id in tracks.index:
         for name in names:
             assert store[name].stored(track_id).tobytes() == expected[track_id, name]

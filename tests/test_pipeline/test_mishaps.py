@@ -97,3 +97,58 @@ def test_songs_gone_from_an_unmounted_disk_keep_their_features(project: Any) -> 
     report = project.extract()
     assert (report.songs, report.updated) == (0, len({track for track, _ in before}))
     assert (project.store.tracks["status"] == "ok").all()
+
+
+@pytest.mark.parametrize("mishap", ["broken link", "empty", "garbage"])
+def test_a_song_that_breaks_keeps_the_features_it_had(project: Any, mishap: str) -> None:
+    real = project.folder / "disk" / "song.wav"
+    real.parent.mkdir()
+    shutil.copyfile(project.music / "native.flac", real.with_suffix(".flac"))
+    link = project.music / "linked.flac"
+    link.symlink_to(real.with_suffix(".flac"))
+    project.extract()
+    before = project.rows()
+    target = real.with_suffix(".flac")
+    content = target.read_bytes()
+    if mishap == "broken link":
+        real.parent.rename(project.folder / "unmounted")
+    else:
+        target.write_bytes(b"" if mishap == "empty" else b"no music " * 500)
+
+    assert project.extract().failures == 1
+    store = project.store
+    assert list(store.failures.index) == ["demo/linked.flac"]
+    assert store.tracks.loc["demo/linked.flac", "status"] == "failed"
+    assert project.rows() == before
+    report = project.extract()  # and a further run leaves it alone
+    assert (report.songs, report.failures, report.updated) == (0, 0, 0)
+
+    if mishap == "broken link":
+        (project.folder / "unmounted").rename(real.parent)
+        report = project.extract()
+        assert (report.songs, report.updated) == (0, 1)
+    else:
+        target.write_bytes(content)
+        project.extract()
+    assert (project.store.tracks["status"] == "ok").all()
+    assert len(project.store.failures) == 0
+    assert project.rows() == before
+
+
+def test_workers_and_a_scheduler_exclude_each_other(project: Any) -> None:
+    done = project.run("extract", "--workers", "3", shared=True)
+    assert done.returncode == 2
+    assert "workers" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_many_moves_are_one_join(project: Any) -> None:
+    project.extract()
+    before = {name: row for (track, name), row in project.rows().items() if track == "demo/long.ogg"}
+    project.music.joinpath("new place").mkdir()
+    for song in [path for path in project.music.rglob("*.*") if path.is_file()]:
+        song.rename(project.music / "new place" / song.name)
+    report = project.extract()
+    assert (report.songs, report.moved, report.gone) == (0, len(project.store.tracks), 0)
+    after = project.rows()
+    assert {name: row for (track, name), row in after.items() if track == "demo/new place/long.ogg"} == before

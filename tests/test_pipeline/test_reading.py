@@ -160,3 +160,37 @@ def test_status_counts_what_is_there(full_store: FeatureStore) -> None:
     )
     assert table.set_index("feature").loc["logmel", "bytes"] == on_disk
     json.dumps(facts, default=str)
+
+
+@pytest.mark.parametrize("precision", ["auto", "float32"])
+def test_an_embedding_made_from_the_cache_is_the_same_bits(
+    full_store: FeatureStore, tmp_path: Path, precision: str
+) -> None:
+    """Made with the audio at hand, and later from the cached log-mel, where the songs have gone."""
+    import shutil
+
+    folder = tmp_path / "later"
+    shutil.copytree(full_store.path.parent, folder)
+    catalog = folder / "catalog.yaml"
+    text = catalog.read_text()
+    line = next(line for line in text.splitlines() if line.strip().startswith("embedding:"))
+    catalog.write_text(text.replace(line, line.replace("}", f", precision: {precision}}}")))
+    shutil.rmtree(folder / "store")
+    extract(catalog, workers=1)
+    made = FeatureStore(catalog)["embedding"]
+    expected = {track_id: made.stored(track_id).tobytes() for track_id in made.tracks.index}
+
+    shutil.rmtree(folder / "store")
+    catalog.write_text(text.replace(line, ""))
+    extract(catalog, workers=1)
+    for song in (folder / "music").iterdir():
+        if song.suffix == ".ogg":
+            song.write_bytes(song.read_bytes())  # touched: the row changes, no audio is decoded
+    catalog.write_text(text.replace(line, line.replace("}", f", precision: {precision}}}")))
+    report = extract(catalog, workers=2)
+    assert (report.songs, report.computed) == (0, 3)
+    later = FeatureStore(catalog)["embedding"]
+    assert {track_id: later.stored(track_id).tobytes() for track_id in later.tracks.index} == expected
+    settings = json.loads(later.store.arrays.query("kind == 'cnn'")["computed_with"].iloc[0])
+    assert settings["precision"] in ("float32", "bfloat16")
+    assert settings["device"]
