@@ -1,5 +1,6 @@
 """A track's features on one page."""
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -124,7 +125,10 @@ def save_track_page(store: "FeatureStore", track_id: str, output: Path) -> None:
     """
     figure = track_page(store, track_id)
     try:
-        figure.savefig(output, dpi=110)
+        with warnings.catch_warnings():
+            # A name in a script that the font lacks is drawn as boxes; the page is good all the same.
+            warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
+            figure.savefig(output, dpi=110)
     except ValueError as error:
         raise StoreError(f"{output}: {' '.join(str(error).split())}") from error
     except OSError as error:

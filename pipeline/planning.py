@@ -210,11 +210,13 @@ def plan(
     columns = ["track_id", "collection", "uri", "size", "mtime_ns", "labels"]
     frames = [
         seen[[*columns, "action", "reason", "old_track_id", "content", "in_index"]],
-        _gone_rows(gone, columns),
+        _gone_rows(gone, columns, missing, audio),
         _problem_rows(problems, old, columns),
     ]
     tracks = pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
-    return Plan(tracks=tracks, parts=_parts(missing, seen), features=features)
+    kept = seen[seen["action"].isin([Action.COMPUTE.value, Action.UPDATE.value, Action.MOVE.value])]
+    present = pd.concat([kept["part"], gone["part"]]) if len(gone) else kept["part"]
+    return Plan(tracks=tracks, parts=_parts(missing, present, audio), features=features)
 
 
 def _missing_by_part(
@@ -248,11 +250,19 @@ def _mark_moves(seen: pd.DataFrame, gone: pd.DataFrame, hashes: Mapping[str, str
     return set(pairs["track_id"])
 
 
-def _gone_rows(gone: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+def _gone_rows(
+    gone: pd.DataFrame, columns: list[str], missing: Mapping[str, tuple[str, ...]], audio: Feature
+) -> pd.DataFrame:
+    """Tracks whose file has gone: marked once; new features of them are computed from the cache too."""
     rows = gone[columns].copy()
-    already = gone["status"].eq("gone")
-    rows["action"] = np.where(already, Action.NOTHING.value, Action.MARK_GONE.value)
-    rows["reason"] = np.where(already, "gone before", "the file is gone")
+    rows["action"], rows["reason"] = Action.MARK_GONE.value, "the file is gone"
+    already = gone["status"].eq("gone").to_numpy(dtype=bool)
+    lacking = [missing.get(part, ()) if isinstance(part, str) else () for part in gone["part"]]
+    computable = np.array([bool(names) and audio.name not in names for names in lacking], dtype=bool)
+    reasons = np.array([f"no {', '.join(names)}; the file is gone" for names in lacking], dtype=object)
+    rows.loc[already, "action"], rows.loc[already, "reason"] = Action.NOTHING.value, "gone before"
+    rows.loc[already & computable, "action"] = Action.COMPUTE.value
+    rows.loc[already & computable, "reason"] = reasons[already & computable]
     rows["old_track_id"], rows["content"], rows["in_index"] = None, None, True
     return rows
 
@@ -273,10 +283,10 @@ def _problem_rows(problems: pd.DataFrame, old: pd.DataFrame, columns: list[str])
     return rows[[*columns, "action", "reason", "old_track_id", "content", "in_index"]]
 
 
-def _parts(missing: Mapping[str, tuple[str, ...]], seen: pd.DataFrame) -> pd.DataFrame:
-    """Parts whose present tracks lack features that can be computed from the store."""
-    kept = seen["action"].isin([Action.COMPUTE.value, Action.UPDATE.value, Action.MOVE.value])
-    lacking = seen[kept & seen["part"].isin([part for part, names in missing.items() if names])]
+def _parts(missing: Mapping[str, tuple[str, ...]], present: pd.Series, audio: Feature) -> pd.DataFrame:
+    """Parts whose tracks lack features that can be computed from the store; `present` has a row a track."""
+    computable = [part for part, names in missing.items() if names and audio.name not in names]
+    lacking = pd.DataFrame({"part": present[present.isin(computable)]})
     counts = lacking.groupby("part").size()
     return pd.DataFrame(
         {

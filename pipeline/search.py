@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def mean_embeddings(
     store: "FeatureStore", feature: str = "embedding"
 ) -> tuple[list[str], NDArray[np.float32]]:
-    """Return each track's embedding, averaged over its chunks.
+    """Return each track's embedding, averaged over its chunks by how much music they hold.
 
     Parameters
     ----------
@@ -40,7 +40,9 @@ def mean_embeddings(
     track_ids = list(stored.tracks.index)
     vectors = np.empty((len(track_ids), *stored.row_shape), dtype=np.float32)
     for number, track_id in enumerate(track_ids):
-        vectors[number] = stored.values(track_id).mean(axis=0)
+        # A last chunk that is mostly padding must not count as much as a full one.
+        weights = store.grid.valid_frames(int(store.track(track_id)["n_samples"]))
+        vectors[number] = np.average(stored.values(track_id), axis=0, weights=weights)
     return track_ids, vectors
 
 

@@ -49,6 +49,8 @@ def gc(
             ],
             right=["size", "age"],
         )
+    if any(not orphan.removed for orphan in orphans) and not dry_run:
+        console().print(f"Kept is what changed within {readable_time(grace)}; `--grace 0` removes it too.")
     freed = sum(orphan.bytes for orphan in orphans if orphan.removed)
     n_removed = sum(orphan.removed for orphan in orphans)
     console().print(f"{counted(n_removed, 'orphan')} removed, {readable_bytes(freed)} freed.")

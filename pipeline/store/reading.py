@@ -124,9 +124,13 @@ class FeatureStore:
                 )
         if not len(versions):
             names = self.arrays["feature"].unique()
-            raise UnknownNameError(f"{self.path} has no feature {wanted!r}.{did_you_mean(wanted, names)}")
+            hint = did_you_mean(wanted, names) or f" It has {', '.join(sorted(names)) or 'none yet'}."
+            raise UnknownNameError(f"{self.path} has no feature {wanted!r}.{hint}")
         newest = versions["fingerprint"].iloc[-1]
         return StoredFeature(self, wanted, newest, versions[versions["fingerprint"] == newest])
+
+    def __repr__(self) -> str:
+        return f"<FeatureStore {self.path}: {len(self.tracks)} tracks, commit {self.index.version}>"
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self.arrays["feature"].unique()))
@@ -167,6 +171,11 @@ class StoredFeature:
         self.parameters: dict[str, Any] = json.loads(first["parameters"])
         self.row_shape: tuple[int, ...] = tuple(json.loads(first["row_shape"]))
         self.dtype = np.dtype(first["dtype"])
+
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.row_shape))
+        version = f"{self.name}@{self.fingerprint}"
+        return f"<{self.kind} {version}: {len(self.tracks)} tracks, a chunk is {shape} {self.dtype}>"
 
     @cached_property
     def tracks(self) -> pd.DataFrame:

@@ -152,3 +152,20 @@ def test_many_moves_are_one_join(project: Any) -> None:
     assert (report.songs, report.moved, report.gone) == (0, len(project.store.tracks), 0)
     after = project.rows()
     assert {name: row for (track, name), row in after.items() if track == "demo/new place/long.ogg"} == before
+
+
+def test_songs_that_have_gone_get_new_features_too(project: Any) -> None:
+    project.write_catalog(AUDIO)
+    project.extract()
+    n_tracks = len(project.store.tracks)
+    for song in [path for path in project.music.rglob("*.*") if path.is_file()]:
+        song.unlink()
+    assert project.extract().gone == n_tracks
+    project.write_catalog(AUDIO, LOGMEL)
+    report = project.extract()
+    assert (report.songs, report.computed) == (0, n_tracks)
+    assert len(project.store["logmel"].tracks) == n_tracks
+    assert project.plan() == {}
+    # Gone and wanting at once is one run too.
+    project.write_catalog(AUDIO, LOGMEL, "mfcc: {kind: mfcc, from: logmel, n_mfcc: 12}")
+    assert project.extract().computed == n_tracks
