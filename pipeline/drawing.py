@@ -70,7 +70,9 @@ def _draw(panel: "Axes", store: "FeatureStore", feature: "StoredFeature", track_
     elif feature.kind == "cnn":
         vectors = feature.values(track_id)
         # What changes from chunk to chunk: most of an embedding is the same for a whole song.
-        _image(panel, _z_scores(vectors.T), len(vectors) * grid.chunk_s)
+        # Measured on full chunks: the padding of the last would drown the differences between them.
+        n_full = max(1, len(vectors) - 1)
+        _image(panel, _z_scores(vectors.T, n_reference=n_full), len(vectors) * grid.chunk_s)
         panel.set_ylabel("dimension\n(z-score)")
     else:
         frames = feature.frames(track_id)
@@ -94,10 +96,11 @@ def _image(panel: "Axes", values: NDArray[np.float32], seconds: float) -> None:
     )
 
 
-def _z_scores(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows without their mean, in units of their deviation, within +-3."""
-    spread = np.maximum(rows.std(axis=1, keepdims=True), 1e-6)
-    return np.asarray(np.clip((rows - rows.mean(axis=1, keepdims=True)) / spread, -3, 3))
+def _z_scores(rows: NDArray[np.float32], *, n_reference: int | None = None) -> NDArray[np.float32]:
+    """Rows without their mean, in units of their deviation (of the first columns), within +-3."""
+    reference = rows[:, :n_reference]
+    spread = np.maximum(reference.std(axis=1, keepdims=True), 1e-6)
+    return np.asarray(np.clip((rows - reference.mean(axis=1, keepdims=True)) / spread, -3, 3))
 
 
 def _thinned(frames: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from pipeline.collections import Scan, scan
 from pipeline.definitions import Feature
 from pipeline.errors import CatalogError, ClusterError, StoreDamagedError, UnknownNameError, did_you_mean
 from pipeline.planning import Action, Plan, batches, estimated_rows, files_to_hash, plan, wanted_features
+from pipeline.reports import ExtractReport, Progress
 from pipeline.store.files import write_lock
 from pipeline.store.index import Index
 from pipeline.store.location import local_store
@@ -33,66 +34,6 @@ if TYPE_CHECKING:
 
 # Guess of the work, in chunks of decoding, that a track of the cache is: only the time left depends on it.
 WORK_OF_COMPUTING = 3.0
-
-
-@dataclass(slots=True)
-class Progress:
-    """How far a run is; handed to the `on_progress` callback a few times a second."""
-
-    songs_total: int = 0
-    songs_done: int = 0
-    failures: int = 0
-    audio_s: float = 0.0
-    started: float = field(default_factory=time.monotonic)
-    work_total: float = 0.0
-    work_done: float = 0.0
-
-    @property
-    def elapsed_s(self) -> float:
-        """Seconds since work began."""
-        return time.monotonic() - self.started
-
-    @property
-    def left_s(self) -> float | None:
-        """Estimated seconds to the end; None while there is nothing to estimate from."""
-        if not self.work_done:
-            return None
-        return self.elapsed_s * max(0.0, self.work_total / self.work_done - 1.0)
-
-
-@dataclass(frozen=True, slots=True)
-class ExtractReport:
-    """What a run did.
-
-    Parameters
-    ----------
-    songs, computed, failures, moved, updated, gone
-        Tracks decoded, given features from the cache, failed, and whose rows changed.
-    audio_s
-        Seconds of audio decoded.
-    elapsed_s, startup_s, steady_s
-        The whole run; up to the first job; and from the first job to the last commit.
-    stage_s
-        Seconds of the workers by stage, added up.
-    worker_peak_bytes
-        Largest resident size of any worker.
-    interrupted
-        Whether Ctrl-C ended it early.
-    """
-
-    songs: int
-    computed: int
-    failures: int
-    moved: int
-    updated: int
-    gone: int
-    audio_s: float
-    elapsed_s: float
-    startup_s: float
-    steady_s: float
-    stage_s: dict[str, float]
-    worker_peak_bytes: int
-    interrupted: bool
 
 
 def plan_extraction(
@@ -276,7 +217,7 @@ class _Run:
         self.songs = self.computed = 0
         self.failures = len(todo.of(Action.FAIL))
         self.seconds: Counter[str] = Counter()
-        self.worker_peak = 0
+        self.worker_peaks: Counter[int] = Counter()
         self.interrupted = False
         self.old = index.tracks().set_index("track_id", drop=False)
         self.damage: list[str] = []
@@ -369,7 +310,7 @@ class _Run:
             arrays += result.arrays
             tracks += result.tracks
             self.seconds.update(result.seconds)
-            self.worker_peak = max(self.worker_peak, result.peak_rss)
+            self.worker_peaks[result.worker_pid] = max(self.worker_peaks[result.worker_pid], result.peak_rss)
             if not result.tracks:
                 n_tracks = int(self.todo.parts.set_index("part").loc[result.arrays[0].part, "tracks"])
                 self.computed += n_tracks
@@ -426,7 +367,8 @@ class _Run:
             startup_s=self.started - self.begun,
             steady_s=self.ended - self.started,
             stage_s=dict(self.seconds),
-            worker_peak_bytes=self.worker_peak,
+            worker_peak_bytes=max(self.worker_peaks.values(), default=0),
+            peak_bytes_by_worker=dict(self.worker_peaks),
             interrupted=self.interrupted,
         )
 

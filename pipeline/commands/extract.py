@@ -19,8 +19,8 @@ from pipeline.commands.output import (
 from pipeline.commands.progress import ProgressDisplay
 
 if TYPE_CHECKING:
-    from pipeline.extraction import ExtractReport
     from pipeline.planning import Plan
+    from pipeline.reports import ExtractReport
 
 
 def extract(

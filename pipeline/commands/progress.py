@@ -10,14 +10,14 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from pipeline.commands.output import counted, readable_time
 
 if TYPE_CHECKING:
-    from pipeline.extraction import Progress as Snapshot
     from pipeline.planning import Plan
+    from pipeline.reports import Progress as Snapshot
 
 LINE_EVERY_S = 5.0
 
 
 class ProgressDisplay:
-    """Shows `pipeline.extraction.Progress` on standard error.
+    """Shows `pipeline.reports.Progress` on standard error.
 
     Parameters
     ----------
