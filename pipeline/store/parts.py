@@ -129,11 +129,13 @@ class PartWriter:
         self._track_number: list[int] = []
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=self._existing)
-            for feature in features:  # what a killed run left of the same array
-                shutil.rmtree(self.folder / feature.array_name, ignore_errors=True)
+        # Arrays added to a part are written under names of their own until they are whole: a job that
+        # outlives its run, on a cluster of others, cannot write into one that a later run makes.
+        draft = f".{uuid.uuid4().hex[:8]}" if self._existing else ""
+        self._drafts = {f.name: self.folder / f"{draft}{f.array_name}" for f in self._features}
         self._arrays = {
             feature.name: ShardedArrayWriter(
-                self.folder / feature.array_name,
+                self._drafts[feature.name],
                 feature,
                 _dims(self.folder, feature, self._features[:index]),
                 _attributes(feature),
@@ -191,6 +193,13 @@ class PartWriter:
                         _sync_file(Path(folder, name))
                 sync_folder(Path(folder))
             sync_folder(self.folder.parent)
+        if self._existing:
+            with writing(self.folder):
+                for feature in self._features:
+                    final = self.folder / feature.array_name
+                    shutil.rmtree(final, ignore_errors=True)  # what a killed run left, which no commit names
+                    self._drafts[feature.name].rename(final)
+                sync_folder(self.folder)
         return [self._array_row(feature, self._arrays[feature.name]) for feature in self._features]
 
     def _write_group(self) -> None:
@@ -221,8 +230,8 @@ class PartWriter:
     def abandon(self) -> None:
         """Remove what was written."""
         if self._existing:
-            for feature in self._features:
-                shutil.rmtree(self.folder / feature.array_name, ignore_errors=True)
+            for draft in self._drafts.values():
+                shutil.rmtree(draft, ignore_errors=True)
         else:
             shutil.rmtree(self.folder, ignore_errors=True)
 
