@@ -61,6 +61,12 @@ def readable_bytes(n: float) -> str:
     return f"{n:.1f} TB"
 
 
+def short_path(path: Path) -> str:
+    """Return a path as one would type it here: relative where it lies below the working folder."""
+    here = Path.cwd()
+    return f"./{path.relative_to(here)}" if path.is_relative_to(here) and path != here else str(path)
+
+
 def readable_time(seconds: float) -> str:
     """Return a time span.
 

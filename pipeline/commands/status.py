@@ -9,6 +9,7 @@ from pipeline.commands.output import (
     print_json,
     print_table,
     readable_bytes,
+    short_path,
 )
 
 
@@ -23,7 +24,7 @@ def status(catalog: CatalogOption = DEFAULT_CATALOG, as_json: JsonOption = False
         print_json({**facts, "features": features.to_dict(orient="records")})
         return
     out = console()
-    out.print(f"{facts['store']}")
+    out.print(short_path(store.path))
     notes = [f"{facts[key]:,} {key}" for key in ("failed", "truncated", "gone") if facts[key]]
     out.print(", ".join([counted(facts["tracks"], "track"), f"{facts['hours']:.2f} h", *notes]))
     out.print(f"{counted(facts['parts'], 'part')}, {readable_bytes(facts['bytes'])}")

@@ -34,7 +34,7 @@ FORMAT = 1
 FORMAT_FILE = "mirstore.json"
 # Small commits leave small files; past this many a reader gains from having them merged.
 FILES_BEFORE_COMPACTION = 32
-_OWN_NAMES = {FORMAT_FILE, ".lock", "arrays", "models", "parts", "tracks", "lost+found"}
+_OWN_NAMES = {FORMAT_FILE, "arrays", "models", "parts", "tracks", "lost+found"}
 
 
 def _schema(row: type) -> pa.Schema:
@@ -111,8 +111,15 @@ class Index:
             raise StoreDamagedError(f"{store}: the index cannot be opened ({error}).") from error
 
     def _arrays_version(self) -> int:
-        """Version of ``arrays`` that the newest commit of ``tracks`` belongs to."""
-        return int(self._tracks.history(1)[0].get("arrays_version", 0))
+        """Version of ``arrays`` that the newest commit of ``tracks`` belongs to.
+
+        Commits made by other tools (an OPTIMIZE or VACUUM of the table) do not say, so the newest that does counts.
+        """
+        for limit in (1, 100, None):
+            for commit in self._tracks.history(limit):
+                if "arrays_version" in commit:
+                    return int(commit["arrays_version"])
+        return 0
 
     def recover(self) -> None:
         """Undo a commit that was cut short between its two tables; to be called by whoever holds the lock.
@@ -139,7 +146,9 @@ class Index:
         """
         with writing(store):
             store.mkdir(parents=True, exist_ok=True)
-            foreign = sorted({path.name for path in store.iterdir()} - _OWN_NAMES)
+            # Hidden files are left out: our own drafts, the lock, and what file managers drop.
+            names = {path.name for path in store.iterdir() if not path.name.startswith(".")}
+            foreign = sorted(names - _OWN_NAMES)
         if foreign:
             raise StoreError(
                 f"{store} is no store and holds other files, such as {foreign[0]!r}. Name an empty folder."

@@ -189,3 +189,34 @@ def test_what_a_cut_computation_left_is_replaced_or_collected(project: Any) -> N
     project.run_json("gc", "--grace", "0")
     assert project.run_json("status")["orphan_arrays"] == 0
     assert project.rows() == expected
+
+
+def test_what_other_tools_do_to_the_tables_hides_nothing(project: Any) -> None:
+    """Delta's own upkeep makes commits that do not name a version of `arrays`."""
+    from deltalake import DeltaTable
+
+    project.extract()
+    before = project.rows()
+    for name in ("tracks", "arrays"):
+        DeltaTable(project.store_folder / name).optimize.compact()
+        DeltaTable(project.store_folder / name).vacuum(dry_run=False)
+    assert project.rows() == before
+    project.add_song("another.wav", seconds=2.0, seed=5)
+    assert project.extract().songs == 1
+    project.run_json("gc", "--grace", "0")
+    after = project.rows()
+    assert {key: after[key] for key in before} == before
+
+
+def test_a_store_whose_making_was_cut_short_is_completed(project: Any) -> None:
+    from features.framing import Grid
+    from pipeline.store.index import Index
+
+    Index.create(project.store_folder, Grid(frames_per_chunk=64, min_tail_s=0.5))
+    (project.store_folder / FORMAT_FILE).rename(project.store_folder / f".{FORMAT_FILE}.4711")
+    assert project.extract().songs > 0
+
+
+def test_status_names_the_store_as_one_would_type_it(project: Any) -> None:
+    project.extract()
+    assert project.run("status").stdout.splitlines()[0] == "./store"
