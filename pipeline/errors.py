@@ -45,6 +45,10 @@ class StoreFormatError(StoreError):
     """The store was written by a newer mirstore, or on another grid."""
 
 
+class StoreAccessError(StoreError):
+    """The store's bucket cannot be reached or refuses to be read; check credentials and network."""
+
+
 class StoreLockedError(StoreError):
     """Another command is writing to the store; wait for it."""
 

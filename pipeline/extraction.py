@@ -5,8 +5,6 @@ Only this process commits, so no two writers ever meet in the index.
 """
 
 import hashlib
-import shlex
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -22,9 +20,9 @@ from pipeline.definitions import Feature
 from pipeline.errors import CatalogError, ClusterError, StoreDamagedError, UnknownNameError, did_you_mean
 from pipeline.planning import Action, Plan, batches, estimated_rows, files_to_hash, plan, wanted_features
 from pipeline.reports import ExtractReport, Progress
-from pipeline.store.files import write_lock
 from pipeline.store.index import Index
-from pipeline.store.location import local_store
+from pipeline.store.lineage import command_line, provenance
+from pipeline.store.location import Location, location_of
 from pipeline.store.records import ArrayRow, TrackRow
 
 if TYPE_CHECKING:
@@ -66,7 +64,7 @@ def plan_extraction(
         If there is a store that cannot be read.
     """
     catalog = catalog if isinstance(catalog, Catalog) else load_catalog(catalog)
-    store = local_store(catalog.store)
+    store = location_of(catalog.store)
     resolved = _resolved(catalog, features)
     grid = resolved[0].grid
     index = Index.open_or_none(store, grid)
@@ -166,23 +164,24 @@ def extract(
             "workers counts processes of this machine; leave it out where a scheduler is named."
         )
     catalog = catalog if isinstance(catalog, Catalog) else load_catalog(catalog)
-    store = local_store(catalog.store)
+    store = location_of(catalog.store)
     resolved = _resolved(catalog, features)
     if not catalog.collections:
         raise CatalogError(f"{catalog.path}: collections is empty. Name a folder of audio files there.")
-    command = shlex.join(["mirstore", *sys.argv[1:]]) if Path(sys.argv[0]).name == "mirstore" else "extract"
+    command = command_line("extract")
     scanned = scan(catalog, only=collections or None)  # before a store is made: a wrong folder makes none
-    with write_lock(store, command):
+    with store.lock(command) as lock:
         index = Index.open_or_create(store, resolved[0].grid)
+        index.lock = lock
         index.recover()
         todo = _planned(catalog, scanned, index, resolved, collections=collections, retry_failed=retry_failed)
         on_plan(todo)
-        provenance = {"command": command, "catalog": catalog.hash}
-        run = _Run(index, todo, provenance, begun, on_progress)
+        about = provenance(command, catalog=catalog.hash)
+        run = _Run(index, todo, about, begun, on_progress)
         run.commit_row_changes()
         if len(todo.of(Action.EXTRACT)) or len(todo.parts):
             run.execute(store, workers=workers, scheduler=scheduler)
-        index.compact(provenance)
+        index.compact(about)
         if run.damage:
             raise StoreDamagedError("\n".join([*run.damage, "Everything else is done."]))
         return run.report()
@@ -236,7 +235,7 @@ class _Run:
         if failed:
             self.index.commit(updated=failed, provenance=self.provenance)
 
-    def jobs(self, store: Path, n_workers: int) -> "Iterator[Job]":
+    def jobs(self, store: Location, n_workers: int) -> "Iterator[Job]":
         """Jobs in the order in which they are to start: from the cache first, then files by size."""
         from pipeline.jobs import ComputeJob, ExtractJob
 
@@ -258,7 +257,7 @@ class _Run:
             rows = tuple(_new_row(row) for row in batch.to_dict(orient="records"))
             yield ExtractJob(store, rows, self.todo.features)
 
-    def execute(self, store: Path, *, workers: int | None, scheduler: str | None) -> None:
+    def execute(self, store: Location, *, workers: int | None, scheduler: str | None) -> None:
         """Run the jobs and commit what they bring."""
         from pipeline.cluster import Interrupt, connected, finished_jobs, prepare_workers
 
@@ -333,24 +332,25 @@ class _Run:
                 self.failures += 1
         self.progress.failures = self.failures
 
-    def kept(self, failed: TrackRow) -> TrackRow:
-        """Return the row of a failed track with the features it had before: a bad moment costs none."""
-        if failed.status != "failed" or failed.track_id not in self.old.index:
-            return failed
-        before = _known_row(self.old, failed.track_id)
-        if before.part is None:
-            return failed
-        if failed.stage == "scan":  # nothing is known of the file, so the row still says what was stored
-            return replace(before, status="failed", stage=failed.stage, reason=failed.reason)
+    def kept(self, track: TrackRow) -> TrackRow:
+        """Return a track's row with what stays of the old one: added labels, and a failed one's features."""
+        if track.track_id not in self.old.index:
+            return track
+        before = _known_row(self.old, track.track_id)
+        track = replace(track, added_labels=before.added_labels)
+        if track.status != "failed" or before.part is None:
+            return track
+        if track.stage == "scan":  # nothing is known of the file, so the row still says what was stored
+            return replace(before, status="failed", stage=track.stage, reason=track.reason)
         return replace(
             before,
             status="failed",
-            stage=failed.stage,
-            reason=failed.reason,
-            size=failed.size,
-            mtime_ns=failed.mtime_ns,
-            uri=failed.uri,
-            labels=failed.labels,
+            stage=track.stage,
+            reason=track.reason,
+            size=track.size,
+            mtime_ns=track.mtime_ns,
+            uri=track.uri,
+            labels=track.labels,
         )
 
     def report(self) -> ExtractReport:

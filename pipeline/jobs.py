@@ -3,15 +3,11 @@
 import hashlib
 import json
 import os
-import platform
 import resource
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +17,12 @@ from pipeline.computation import FeatureChain, arithmetic
 from pipeline.decoding import AudioStream, open_audio
 from pipeline.definitions import Feature
 from pipeline.errors import AudioError, StoreDamagedError, StoreError
-from pipeline.store.parts import PartWriter, open_array, read_rows
+from pipeline.store.lineage import library_versions
+from pipeline.store.location import Location
+from pipeline.store.parts import PartWriter, part_tracks
 from pipeline.store.records import ArrayRow, TrackRow
+from pipeline.store.shards import ShardReader
 
-_LIBRARIES = ("mirstore", "numpy", "scipy", "torch", "soxr", "av", "soundfile", "zarr", "numcodecs")
 ROWS_PER_READ = 8
 
 
@@ -35,7 +33,7 @@ class ExtractJob:
     `tracks` are rows as the index will have them, but for what only decoding tells.
     """
 
-    store: Path
+    store: Location
     tracks: tuple[TrackRow, ...]
     features: tuple[Feature, ...]
 
@@ -48,7 +46,7 @@ class ExtractJob:
 class ComputeJob:
     """Compute features that a part lacks from those it has; no audio file is opened."""
 
-    store: Path
+    store: Location
     part: str
     features: tuple[Feature, ...]
     sources: tuple[tuple[Feature, str], ...]
@@ -67,21 +65,9 @@ class JobResult:
     damage: str | None = None
 
 
-@lru_cache(maxsize=1)
-def _versions() -> dict[str, str]:
-    """Versions of what computes features here."""
-    versions = {"python": platform.python_version(), "machine": platform.machine()}
-    for library in _LIBRARIES:
-        try:
-            versions[library] = version(library)
-        except PackageNotFoundError:
-            continue
-    return versions
-
-
 def computed_with(features: tuple[Feature, ...]) -> dict[str, str]:
     """Versions and arithmetic of what computes features here, JSON by name; recorded, never hashed."""
-    return {f.name: json.dumps({**_versions(), **arithmetic(f)}, sort_keys=True) for f in features}
+    return {f.name: json.dumps({**library_versions(), **arithmetic(f)}, sort_keys=True) for f in features}
 
 
 def prepare(features: tuple[Feature, ...]) -> None:
@@ -188,12 +174,12 @@ def _extract_track(track: TrackRow, part: PartWriter, chain: FeatureChain, grid:
             reason=_one_line(f"unexpected {type(error).__name__}: {error}"),
         )
     if outcome.status == "ok":
-        part.add_track(track.track_id, grid.valid_frames(n_samples), grid)
+        part.add_track(track.track_id, grid.valid_frames(n_samples))
     else:
         chain.reset()
         part.level()
         if part.n_rows > first_row:  # what a failed track left stays as rows without an owner
-            part.add_track(track.track_id, np.zeros(part.n_rows - first_row, dtype=np.int32), grid)
+            part.add_track(track.track_id, np.zeros(part.n_rows - first_row, dtype=np.int32))
     return outcome
 
 
@@ -216,29 +202,20 @@ def _one_line(text: str) -> str:
 
 def _compute(job: ComputeJob) -> JobResult:
     started = time.perf_counter()
-    arrays = {
-        feature.name: (feature, name, open_array(job.store, job.part, name)) for feature, name in job.sources
+    readers = {
+        feature.name: (feature, ShardReader(job.store, job.part, name)) for feature, name in job.sources
     }
     with PartWriter(job.store, job.features, computed_with(job.features), part=job.part) as part:
         chain = FeatureChain(job.features, part.append)
-        for first, count in _track_rows(job.store, job.part):
+        for first, count in part_tracks(job.store, job.part):  # dead ones too: arrays stay aligned
+            if any(readers[name][1].erased(first, first + count).any() for name in chain.sources):
+                part.append_nothing(count)
+                continue
             for source in chain.sources:
-                feature, name, array = arrays[source]
+                feature, reader = readers[source]
                 for start in range(first, first + count, ROWS_PER_READ):
-                    stop = min(first + count, start + ROWS_PER_READ)
-                    for row in read_rows(array, start, stop, part=job.part, name=name):
+                    for row in reader.rows(start, min(first + count, start + ROWS_PER_READ)):
                         chain.push(source, feature.values(row))
             chain.finish_track()
         rows = part.finish()
     return _result(rows, [], chain.seconds, time.perf_counter() - started)
-
-
-def _track_rows(store: Path, part: str) -> list[tuple[int, int]]:
-    """First row and number of rows of each track of a part, dead ones too: arrays stay aligned."""
-    import zarr
-
-    from pipeline.store.parts import part_folder
-
-    group = zarr.open_group(zarr.storage.LocalStore(part_folder(store, part), read_only=True), mode="r")
-    tracks: list[dict[str, int]] = group.attrs["tracks"]  # type: ignore[assignment]
-    return [(track["row_start"], track["n_chunks"]) for track in tracks]

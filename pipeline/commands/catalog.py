@@ -41,10 +41,10 @@ def schema(
 def check(catalog: CatalogOption = DEFAULT_CATALOG, as_json: JsonOption = False) -> None:
     """Check the catalog and print its features with their versions."""
     from pipeline.catalog import load_catalog
-    from pipeline.store.location import local_store
+    from pipeline.store.location import location_of
 
     loaded = load_catalog(catalog)
-    local_store(loaded.store)
+    location_of(loaded.store)
     features = loaded.resolved_features().values()
     if as_json:
         print_json([{"feature": f.name, "version": f.fingerprint, **f.parameters()} for f in features])

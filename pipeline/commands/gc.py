@@ -28,10 +28,9 @@ def gc(
 ) -> None:
     """Remove parts and arrays that no commit names. Readers are not disturbed."""
     from pipeline.catalog import load_catalog
-    from pipeline.store.location import local_store
     from pipeline.store.upkeep import collect_garbage
 
-    orphans = collect_garbage(local_store(load_catalog(catalog).store), grace_s=grace, dry_run=dry_run)
+    orphans = collect_garbage(load_catalog(catalog).store, grace_s=grace, dry_run=dry_run)
     if as_json:
         print_json([asdict(orphan) for orphan in orphans])
         return

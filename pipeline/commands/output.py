@@ -61,10 +61,10 @@ def readable_bytes(n: float) -> str:
     return f"{n:.1f} TB"
 
 
-def short_path(path: Path) -> str:
-    """Return a path as one would type it here: relative where it lies below the working folder."""
-    here = Path.cwd()
-    return f"./{path.relative_to(here)}" if path.is_relative_to(here) and path != here else str(path)
+def short_path(place: str) -> str:
+    """Return a place as one would type it here: a path is relative where it lies below the working folder."""
+    here, path = Path.cwd(), Path(place)
+    return f"./{path.relative_to(here)}" if path.is_relative_to(here) and path != here else place
 
 
 def readable_time(seconds: float) -> str:

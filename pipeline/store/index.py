@@ -2,21 +2,24 @@
 
 A job's arrays are committed before the tracks that point to them, so a track is visible only with
 its ``tracks`` row and a feature of it only with its part's ``arrays`` row: never half. Both commits
-are Delta's own atomic ones.
+are Delta's own atomic ones. Each commit of ``tracks`` is a snapshot, and names the version of
+``arrays`` that belongs to it.
 """
 
 import json
+import math
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
-from pathlib import Path
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable, write_deltalake
+from deltalake import CommitProperties, DeltaTable, Field, write_deltalake
 from deltalake.exceptions import DeltaError
+from deltalake.schema import PrimitiveType
 
 from features.errors import FeatureInputError
 from features.framing import Grid
@@ -26,15 +29,19 @@ from pipeline.errors import (
     StoreFormatError,
     StoreMissingError,
     StoreWriteError,
+    UnknownNameError,
 )
-from pipeline.store.files import REFUSALS, replaced, writing
+from pipeline.store.folder import REFUSALS
+from pipeline.store.lineage import counted, provenance
+from pipeline.store.location import Location, Lock, location_of
 from pipeline.store.records import ArrayRow, TrackRow
 
-FORMAT = 1
+FORMAT = 2
 FORMAT_FILE = "mirstore.json"
 # Small commits leave small files; past this many a reader gains from having them merged.
 FILES_BEFORE_COMPACTION = 32
-_OWN_NAMES = {FORMAT_FILE, "arrays", "models", "parts", "tracks", "lost+found"}
+_OWN_NAMES = {FORMAT_FILE, "arrays", "erased", "lock.json", "models", "parts", "tracks", "lost+found"}
+_LOG = "_delta_log"
 
 
 def _schema(row: type) -> pa.Schema:
@@ -55,8 +62,32 @@ def _table(rows: Sequence[TrackRow] | Sequence[ArrayRow], schema: pa.Schema) -> 
     return pa.Table.from_pylist([asdict(row) for row in rows], schema=schema)
 
 
-def read_format(store: Path) -> Grid:
-    """Return a store's grid, after checking that this mirstore can read it.
+@dataclass(frozen=True, slots=True)
+class StoreFormat:
+    """What a store's format file says.
+
+    Parameters
+    ----------
+    version
+        Format number.
+    grid
+        Sample rate, hop and chunk length of every array.
+    oldest_snapshot
+        Snapshots before this one have lost parts to ``mirstore gc``.
+    """
+
+    version: int
+    grid: Grid
+    oldest_snapshot: int = 0
+
+    def write(self, location: Location) -> None:
+        """Write it, atomically."""
+        content = {"format": self.version, "grid": asdict(self.grid), "oldest_snapshot": self.oldest_snapshot}
+        location.write(FORMAT_FILE, json.dumps(content, indent=1).encode())
+
+
+def read_format(location: Location) -> StoreFormat:
+    """Return what a store's format file says, after checking that this mirstore can read it.
 
     Raises
     ------
@@ -67,22 +98,22 @@ def read_format(store: Path) -> Grid:
     StoreDamagedError
         If its format file cannot be understood.
     """
-    path = store / FORMAT_FILE
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(location.read(FORMAT_FILE))
         version = int(content["format"])
         if version > FORMAT:
             raise StoreFormatError(
-                f"{store} has format {version}, this mirstore reads up to {FORMAT}. Install a newer mirstore."
+                f"{location} has format {version}, this mirstore reads up to {FORMAT}. "
+                "Install a newer mirstore."
             )
-        return Grid(**content["grid"])
+        return StoreFormat(version, Grid(**content["grid"]), int(content.get("oldest_snapshot", 0)))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StoreMissingError(
-            f"{store} holds no store. Run `mirstore extract` or correct the path."
+            f"{location} holds no store. Run `mirstore extract` or correct the path."
         ) from error
     except (ValueError, KeyError, TypeError, FeatureInputError) as error:
         raise StoreDamagedError(
-            f"{path}: not a store's format file ({error}). Restore it from a backup."
+            f"{location}/{FORMAT_FILE}: not a store's format file ({error}). Restore it from a backup."
         ) from error
 
 
@@ -91,50 +122,182 @@ class Index:
 
     Parameters
     ----------
-    store
-        Folder of an existing store.
+    place
+        Of an existing store.
+    snapshot
+        Number of the commit to read; None is the newest.
 
     Raises
     ------
     StoreMissingError, StoreFormatError, StoreDamagedError
         If it cannot be opened.
+    UnknownNameError
+        If there is no such snapshot.
+    StoreError
+        If ``mirstore gc`` has removed what the snapshot needs.
     """
 
-    def __init__(self, store: Path) -> None:
-        self.store = store
-        self.grid = read_format(store)
+    def __init__(self, place: "str | os.PathLike[str] | Location", snapshot: int | None = None) -> None:
+        self.location = location_of(place)
+        self.format = read_format(self.location)
+        # Whoever writes sets this; every commit looks whether it still holds.
+        self.lock: Lock | None = None
         try:
-            self._tracks = DeltaTable(store / "tracks")
+            self._tracks = self._open("tracks")
+            if snapshot is not None and snapshot != self._tracks.version():
+                self._check_snapshot(snapshot)
+                self._tracks.load_as_version(snapshot)
             # As of the tracks: arrays whose tracks were never committed (a kill in between) do not count.
-            self._arrays = DeltaTable(store / "arrays", version=self._arrays_version())
+            self._arrays = self._open("arrays", self._arrays_version())
         except (DeltaError, OSError) as error:
-            raise StoreDamagedError(f"{store}: the index cannot be opened ({error}).") from error
+            raise StoreDamagedError(f"{self.location}: the index cannot be opened ({error}).") from error
+
+    def _open(self, name: str, version: int | None = None) -> DeltaTable:
+        url, options = self.location.table(name)
+        return DeltaTable(url, version=version, storage_options=options)
+
+    def _check_snapshot(self, snapshot: int) -> None:
+        newest = self.version
+        if not 0 <= snapshot <= newest:
+            raise UnknownNameError(
+                f"{self.location} has no snapshot {snapshot}: they go from {self.format.oldest_snapshot} "
+                f"to {newest}. `mirstore snapshots` lists them."
+            )
+        if snapshot < self.format.oldest_snapshot:
+            raise StoreError(
+                f"snapshot {snapshot} can no longer be read: `mirstore gc` has kept those from "
+                f"{self.format.oldest_snapshot} on. Name one of them."
+            )
+
+    @property
+    def grid(self) -> Grid:
+        """Sample rate, hop and chunk length of every array."""
+        return self.format.grid
+
+    @property
+    def version(self) -> int:
+        """Version of the ``tracks`` table: the snapshot's number."""
+        return int(self._tracks.version())
+
+    @property
+    def arrays_version(self) -> int:
+        """Version of the ``arrays`` table that belongs to this snapshot."""
+        return int(self._arrays.version())
+
+    def commit_info(self, snapshot: int) -> dict[str, Any]:
+        """Return what a commit of the ``tracks`` table says of itself.
+
+        Raises
+        ------
+        UnknownNameError
+            If its log entry is gone.
+        """
+        return self._log_entry("tracks", snapshot)
+
+    def _log_entry(self, table: str, version: int) -> dict[str, Any]:
+        # From the log itself: `DeltaTable.history` numbers the commits wrongly on a table opened in the past.
+        try:
+            lines = self.location.read(f"{table}/{_LOG}/{version:020}.json").splitlines()
+        except FileNotFoundError as error:
+            raise UnknownNameError(
+                f"{self.location}: the log of {table} has no entry {version} any more."
+            ) from error
+        for line in lines:
+            entry = json.loads(line)
+            if "commitInfo" in entry:
+                about: dict[str, Any] = entry["commitInfo"]
+                return about
+        return {"timestamp": 0}
+
+    def last_commit(self) -> dict[str, Any]:
+        """Return what this snapshot's commit says of itself."""
+        return self.commit_info(self.version)
+
+    def commits(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Return every readable snapshot up to this one with what its commit says, newest first."""
+        for number in range(self.version, self.format.oldest_snapshot - 1, -1):
+            try:
+                yield number, self.commit_info(number)
+            except UnknownNameError:
+                return
 
     def _arrays_version(self) -> int:
-        """Version of ``arrays`` that the newest commit of ``tracks`` belongs to.
+        """Version of ``arrays`` that this commit of ``tracks`` belongs to.
 
-        Commits made by other tools (an OPTIMIZE or VACUUM of the table) do not say, so the newest that does counts.
+        Commits made by other tools (an OPTIMIZE or VACUUM of the table) do not say, so the last that does counts.
         """
-        for limit in (1, 100, None):
-            for commit in self._tracks.history(limit):
-                if "arrays_version" in commit:
-                    return int(commit["arrays_version"])
+        for number in range(self.version, -1, -1):
+            about = self.commit_info(number)
+            if "arrays_version" in about:
+                return int(about["arrays_version"])
         return 0
+
+    def arrays_since(self, snapshot: int) -> pd.DataFrame:
+        """Return part and array of all that any snapshot from this number on names.
+
+        What a commit added and a later one took away is among it: between two that take away, arrays only
+        grow, so the states before each of those are enough.
+        """
+        first = Index(self.location, snapshot).arrays_version
+        states = [self._arrays]
+        for version in range(first + 1, self.arrays_version + 1):
+            if self._log_entry("arrays", version).get("operation") not in ("WRITE", "OPTIMIZE"):
+                states.append(self._open("arrays", version - 1))
+        states.append(self._open("arrays", first))
+        named = pd.concat([_frame(state, ["part", "array"]) for state in states], ignore_index=True)
+        return named.drop_duplicates(ignore_index=True)
 
     def recover(self) -> None:
         """Undo a commit that was cut short between its two tables; to be called by whoever holds the lock.
 
-        The part it was about is nobody's from then on, and `collect_garbage` removes it.
+        The part it was about is nobody's from then on, and `collect_garbage` removes it. A store of an
+        older format gets what it lacks.
         """
-        with _committing(self.store):
-            newest = DeltaTable(self.store / "arrays")
+        with self._committing():
+            newest = self._open("arrays")
             if newest.version() != self._arrays.version():
                 newest.restore(self._arrays.version())
                 self._arrays = newest
-                self.commit(provenance={"command": "recovery"})
+                self.commit(provenance=provenance("recovery"))
+        if self.format.version < FORMAT:
+            self._upgrade()
+
+    def _upgrade(self) -> None:
+        with self._committing():
+            have = {field.name for field in self._tracks.schema().fields}
+            lacking = [field for field in TRACKS_SCHEMA if field.name not in have]
+            if lacking:
+                self._tracks.alter.add_columns(
+                    [Field(field.name, PrimitiveType("string"), nullable=True) for field in lacking],
+                    commit_properties=self._about(provenance("upgrade"), counts="{}"),
+                )
+        self.format = StoreFormat(FORMAT, self.format.grid, self.format.oldest_snapshot)
+        self.format.write(self.location)
+
+    def oldest_within(self, seconds: float) -> int:
+        """Return the number of the oldest snapshot that was the newest at some time within so many seconds."""
+        since_ms = time.time() * 1000.0 - seconds * 1000.0
+        for number, about in self.commits():
+            if float(about["timestamp"]) <= since_ms:
+                return number
+        return self.format.oldest_snapshot
+
+    def vacuum(self, keep_s: float) -> None:
+        """Remove files of the tables that only snapshots name that were superseded that long ago."""
+        hours = math.ceil(keep_s / 3600.0)
+        with self._committing():
+            for table in (self._arrays, self._tracks):
+                about = self._about(provenance("gc"), "{}") if table is self._tracks else None
+                table.vacuum(hours, dry_run=False, enforce_retention_duration=False, commit_properties=about)
+
+    def keep_from(self, snapshot: int) -> None:
+        """Say that snapshots before this one can no longer be read."""
+        if snapshot > self.format.oldest_snapshot:
+            self.format = StoreFormat(self.format.version, self.format.grid, snapshot)
+            self.format.write(self.location)
 
     @classmethod
-    def create(cls, store: Path, grid: Grid) -> "Index":
+    def create(cls, place: "str | os.PathLike[str] | Location", grid: Grid) -> "Index":
         """Make an empty store, or complete one whose making was cut short.
 
         Raises
@@ -144,32 +307,34 @@ class Index:
         StoreError
             If the folder is used for something else.
         """
-        with writing(store):
-            store.mkdir(parents=True, exist_ok=True)
-            # Hidden files are left out: our own drafts, the lock, and what file managers drop.
-            names = {path.name for path in store.iterdir() if not path.name.startswith(".")}
-            foreign = sorted(names - _OWN_NAMES)
+        location = location_of(place)
+        location.prepare()
+        # Hidden files are left out: our own drafts, the lock, and what file managers drop.
+        names = {name for name in location.names("") if not name.startswith((".", "lock-"))}
+        foreign = sorted(names - _OWN_NAMES)
         if foreign:
             raise StoreError(
-                f"{store} is no store and holds other files, such as {foreign[0]!r}. Name an empty folder."
+                f"{location} is no store and holds other files, such as {foreign[0]!r}. Name an empty folder."
             )
-        if DeltaTable.is_deltatable(str(store / "tracks")) and DeltaTable(store / "tracks").version() > 0:
+        if location.exists(f"tracks/{_LOG}/{1:020}.json"):
             raise StoreDamagedError(
-                f"{store} has tracks but no {FORMAT_FILE}. Restore that file from a backup."
+                f"{location} has tracks but no {FORMAT_FILE}. Restore that file from a backup."
             )
         keep_log = {
             "delta.logRetentionDuration": "interval 36500 days",
             "delta.enableExpiredLogCleanup": "false",
         }
         for name, schema in (("tracks", TRACKS_SCHEMA), ("arrays", ARRAYS_SCHEMA)):
-            with _committing(store):
-                DeltaTable.create(store / name, schema=schema, mode="ignore", configuration=keep_log)
-        content = {"format": FORMAT, "grid": asdict(grid)}
-        replaced(store / FORMAT_FILE, json.dumps(content, indent=1).encode())
-        return cls(store)
+            url, options = location.table(name)
+            with _committing(location):
+                DeltaTable.create(
+                    url, schema=schema, mode="ignore", configuration=keep_log, storage_options=options
+                )
+        StoreFormat(FORMAT, grid).write(location)
+        return cls(location)
 
     @classmethod
-    def open_or_create(cls, store: Path, grid: Grid) -> "Index":
+    def open_or_create(cls, place: "str | os.PathLike[str] | Location", grid: Grid) -> "Index":
         """Open a store for writing on `grid`.
 
         Raises
@@ -177,9 +342,10 @@ class Index:
         StoreFormatError
             If it has another grid.
         """
-        if not (store / FORMAT_FILE).exists():
-            return cls.create(store, grid)
-        index = cls(store)
+        location = location_of(place)
+        if not location.exists(FORMAT_FILE):
+            return cls.create(location, grid)
+        index = cls(location)
         if index.grid != grid:
             differing = [
                 f"{column.name} {getattr(index.grid, column.name)} (catalog: {getattr(grid, column.name)})"
@@ -187,15 +353,16 @@ class Index:
                 if getattr(index.grid, column.name) != getattr(grid, column.name)
             ]
             raise StoreFormatError(
-                f"{store} was made with {', '.join(differing)}, and a store keeps one grid. "
+                f"{location} was made with {', '.join(differing)}, and a store keeps one grid. "
                 "Name another store in the catalog, or change the catalog back."
             )
         return index
 
     @classmethod
-    def open_or_none(cls, store: Path, grid: Grid) -> "Index | None":
+    def open_or_none(cls, place: "str | os.PathLike[str] | Location", grid: Grid) -> "Index | None":
         """Open a store for reading what is to be done on it; None where there is none yet."""
-        return cls.open_or_create(store, grid) if (store / FORMAT_FILE).exists() else None
+        location = location_of(place)
+        return cls.open_or_create(location, grid) if location.exists(FORMAT_FILE) else None
 
     @staticmethod
     def no_tracks() -> pd.DataFrame:
@@ -207,22 +374,19 @@ class Index:
         """Return the ``arrays`` table of a store that is not there yet."""
         return _pandas(ARRAYS_SCHEMA.empty_table())
 
-    @property
-    def version(self) -> int:
-        """Version of the ``tracks`` table: the snapshot's number."""
-        return int(self._tracks.version())
-
     def tracks(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """Every row of the ``tracks`` table."""
-        return _frame(self._tracks, columns)
+        have = {field.name for field in self._tracks.schema().fields}
+        wanted = list(columns or TRACKS_SCHEMA.names)
+        frame = _frame(self._tracks, [name for name in wanted if name in have])
+        for name in wanted:
+            if name not in have:  # written by an older format
+                frame[name] = pd.Series(None, index=frame.index, dtype="str")
+        return frame[wanted]
 
     def arrays(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """Every row of the ``arrays`` table."""
         return _frame(self._arrays, columns)
-
-    def last_commit(self) -> dict[str, Any]:
-        """What the newest commit of the ``tracks`` table says of itself."""
-        return dict(self._tracks.history(1)[0])
 
     def commit(
         self,
@@ -231,6 +395,7 @@ class Index:
         added: Sequence[TrackRow] = (),
         updated: Sequence[TrackRow] = (),
         removed: Iterable[str] = (),
+        dropped: str | None = None,
         provenance: Mapping[str, str],
     ) -> None:
         """Make a job's results visible: its arrays first, then its tracks.
@@ -245,31 +410,56 @@ class Index:
             Rows that replace those of the same `track_id`, or are new.
         removed
             Identifiers whose rows go (a moved file's old one), in the same commit as `updated`.
+        dropped
+            Which rows of ``arrays`` go, as an SQL predicate on its columns.
         provenance
-            Written into the commit: command, catalog hash, versions.
+            Written into the commit, with the counts: who, command, catalog hash, versions.
 
         Raises
         ------
         StoreWriteError
             If the file system refuses.
+        StoreLockedError
+            If the lock was lost.
         """
-        with _committing(self.store):
+        removed = list(removed)
+        with self._committing():
             if arrays:
-                about = CommitProperties(custom_metadata=dict(provenance))
                 write_deltalake(
-                    self._arrays, _table(arrays, ARRAYS_SCHEMA), mode="append", commit_properties=about
+                    self._arrays,
+                    _table(arrays, ARRAYS_SCHEMA),
+                    mode="append",
+                    commit_properties=CommitProperties(custom_metadata=dict(provenance)),
                 )
+            n_dropped = 0
+            if dropped is not None:
+                about = CommitProperties(custom_metadata=dict(provenance))
+                n_dropped = self._arrays.delete(dropped, commit_properties=about)["num_deleted_rows"] or 0
+            counts = counted(
+                added=len(added),
+                updated=len(updated),
+                removed=len(removed),
+                arrays=len(arrays),
+                dropped=n_dropped,
+            )
             # Each commit of `tracks` names the `arrays` it belongs to; one that only brings arrays
             # is an empty append, so that every commit has a number of its own.
-            about = CommitProperties(
-                custom_metadata={**provenance, "arrays_version": str(self._arrays.version())}
-            )
+            properties = self._about(provenance, counts)
             if updated or removed:
-                self._merge(updated, list(removed), about)
-            if added or not (updated or removed):
+                self._merge([*updated, *added], removed, properties)
+            else:
                 write_deltalake(
-                    self._tracks, _table(added, TRACKS_SCHEMA), mode="append", commit_properties=about
+                    self._tracks, _table(added, TRACKS_SCHEMA), mode="append", commit_properties=properties
                 )
+
+    def _about(self, provenance: Mapping[str, str], counts: str) -> CommitProperties:
+        return CommitProperties(
+            custom_metadata={
+                **provenance,
+                "counts": counts,
+                "arrays_version": str(self._arrays.version()),
+            }
+        )
 
     def _merge(self, updated: Sequence[TrackRow], removed: list[str], about: CommitProperties) -> None:
         gone = [TrackRow(track_id, "", "", 0, 0, "removed") for track_id in removed]
@@ -289,13 +479,39 @@ class Index:
 
     def compact(self, provenance: Mapping[str, str]) -> None:
         """Merge small files of the tables when there are many; readers are not disturbed."""
-        with _committing(self.store):
+        with self._committing():
             if len(self._arrays.file_uris()) > FILES_BEFORE_COMPACTION:
                 self._arrays.optimize.compact()
                 self.commit(provenance=provenance)
             if len(self._tracks.file_uris()) > FILES_BEFORE_COMPACTION:
-                about = {**provenance, "arrays_version": str(self._arrays.version())}
-                self._tracks.optimize.compact(commit_properties=CommitProperties(custom_metadata=about))
+                self._tracks.optimize.compact(commit_properties=self._about(provenance, "{}"))
+
+    @contextmanager
+    def _committing(self) -> Iterator[None]:
+        if self.lock is not None:
+            self.lock.check()
+        with _committing(self.location):
+            yield
+
+
+@contextmanager
+def writable_index(place: "str | os.PathLike[str] | Location", command: str) -> Iterator[Index]:
+    """Index of an existing store, held for writing and whole.
+
+    Raises
+    ------
+    StoreMissingError, StoreFormatError, StoreDamagedError
+        If it cannot be opened.
+    StoreLockedError
+        If another command is writing to it.
+    """
+    location = location_of(place)
+    read_format(location)  # refuses what is no store before anything is written
+    with location.lock(command) as lock:
+        index = Index(location)
+        index.lock = lock
+        index.recover()
+        yield index
 
 
 def _frame(table: DeltaTable, columns: Sequence[str] | None) -> pd.DataFrame:
@@ -311,14 +527,13 @@ def _pandas(table: pa.Table) -> pd.DataFrame:
 
 
 @contextmanager
-def _committing(store: Path) -> Iterator[None]:
+def _committing(location: Location) -> Iterator[None]:
     """Turn a refused commit into one line; delta-rs wraps the system's errors in its own."""
     try:
-        with writing(store):
-            yield
+        yield
     except (DeltaError, OSError) as error:
         text = str(error)
         for number, words in REFUSALS.items():
             if f"os error {number}" in text or os.strerror(number) in text:
-                raise StoreWriteError(f"cannot commit to {store}: {words}.") from error
-        raise StoreWriteError(f"cannot commit to {store}: {' '.join(text.split())}") from error
+                raise StoreWriteError(f"cannot commit to {location}: {words}.") from error
+        raise StoreWriteError(f"cannot commit to {location}: {' '.join(text.split())}") from error

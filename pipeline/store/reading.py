@@ -1,9 +1,10 @@
 """Reading the store: tracks as a DataFrame, features as arrays with seconds on their axes."""
 
 import json
-from collections.abc import Iterator
-from functools import cached_property, lru_cache
-from pathlib import Path
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,29 +14,84 @@ from numpy.typing import NDArray
 from features.framing import Grid
 from pipeline.definitions import AUDIO_SCALE
 from pipeline.errors import StoreDamagedError, StoreError, UnknownNameError, did_you_mean
+from pipeline.store.erasures import erased_spans
 from pipeline.store.index import Index
-from pipeline.store.location import local_store
-from pipeline.store.parts import PARTS, open_array, part_folder, read_rows
+from pipeline.store.lineage import commits_table
+from pipeline.store.location import Location, location_of
+from pipeline.store.parts import PARTS, part_key
+from pipeline.store.shards import StoredRows
 
 if TYPE_CHECKING:
+    import dask.array as da
     import xarray as xr
-    import zarr
+
+    from pipeline.store.chunk_table import ChunkTable
+
+Seconds = float
+
+DIMS = {
+    "audio": ("chunk", "sample"),
+    "log_mel": ("chunk", "mel", "frame"),
+    "mfcc": ("chunk", "coefficient", "frame"),
+    "cnn": ("chunk", "dimension"),
+}
+# What finding a track's rows needs: little, so that a store of a million tracks opens in a second.
+_SPAN_COLUMNS = ["track_id", "collection", "part", "row_start", "n_chunks", "n_samples"]
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """Where the rows of tracks lie, sorted by `track_id`.
+
+    Parameters
+    ----------
+    track_ids
+        Identifiers.
+    part
+        (track,) names of parts.
+    row_start, n_chunks, n_samples
+        (track,) int64.
+    """
+
+    track_ids: "pd.Index[str]"
+    part: NDArray[np.object_]
+    row_start: NDArray[np.int64]
+    n_chunks: NDArray[np.int64]
+    n_samples: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.track_ids)
+
+    def taken(self, where: NDArray[Any]) -> "Spans":
+        """Return some of them, by a mask or by numbers."""
+        return Spans(
+            self.track_ids[where],
+            self.part[where],
+            self.row_start[where],
+            self.n_chunks[where],
+            self.n_samples[where],
+        )
 
 
 class FeatureStore:
-    """A store, opened for reading at its newest commit.
+    """A store, opened for reading at one snapshot.
 
     Parameters
     ----------
     place
-        A store's folder, or a catalog (``.yaml``), which also chooses the version of each feature.
+        A store's folder or URL, or a catalog (``.yaml``), which also chooses the version of each feature.
+    snapshot
+        Number of the commit to read; None is the newest at this moment. Later commits change nothing
+        about an open store.
 
     Raises
     ------
-    StoreMissingError, StoreFormatError, StoreDamagedError
+    StoreMissingError, StoreFormatError, StoreDamagedError, StoreAccessError
         If it cannot be opened.
     CatalogError
         If `place` is a catalog that is wrong.
+    UnknownNameError
+        If there is no such snapshot.
 
     Examples
     --------
@@ -44,25 +100,123 @@ class FeatureStore:
     >>> store["logmel"].track("demo/Apocalypse Song.ogg")  # doctest: +SKIP
     """
 
-    def __init__(self, place: str | Path) -> None:
+    def __init__(self, place: "str | os.PathLike[str] | Location", *, snapshot: int | None = None) -> None:
         self._wanted: dict[str, str] = {}
         if str(place).endswith((".yaml", ".yml")):
             from pipeline.catalog import load_catalog
 
-            catalog = load_catalog(place)
+            catalog = load_catalog(str(place))
             self._wanted = {name: f.fingerprint for name, f in catalog.resolved_features().items()}
             place = catalog.store
-        self.path = local_store(place)
-        self.index = Index(self.path)
+        self.location = location_of(place)
+        self.index = Index(self.location, snapshot)
+        self._only: pd.Index[str] | None = None
 
     @property
     def grid(self) -> Grid:
         """Sample rate, hop and chunk length of every array."""
         return self.index.grid
 
+    @property
+    def snapshot(self) -> int:
+        """Number of the commit that is read."""
+        return self.index.version
+
+    def at(self, snapshot: int) -> "FeatureStore":
+        """Return the store as it was at a snapshot.
+
+        Raises
+        ------
+        UnknownNameError
+            If there is no such snapshot.
+        StoreError
+            If ``mirstore gc`` has removed what it needs.
+        """
+        past = object.__new__(FeatureStore)
+        past._wanted, past._only, past.location = self._wanted, self._only, self.location
+        past.index = Index(self.location, snapshot)
+        return past
+
+    @property
+    def snapshots(self) -> pd.DataFrame:
+        """Every readable snapshot up to this one, newest first: when, by which command, by whom, what changed.
+
+        Returns
+        -------
+        DataFrame
+            `snapshot`, `committed` (UTC), `command`, `by`, `catalog`, `counts`, `libraries`.
+        """
+        return commits_table(list(self.index.commits()))
+
+    def select(
+        self,
+        query: str | None = None,
+        *,
+        collection: str | None = None,
+        track_ids: Iterable[str] | None = None,
+        **labels: Any,
+    ) -> "FeatureStore":
+        """Return the store with only some of its tracks; all that reads it then sees only those.
+
+        Parameters
+        ----------
+        query
+            A condition on the columns of `tracks`, as `DataFrame.query` takes it.
+        collection
+            Name of a collection.
+        track_ids
+            Identifiers.
+        **labels
+            Values of columns of `tracks`: ``genre="folk"``; a list means any of its values.
+
+        Raises
+        ------
+        UnknownNameError
+            If there is no such column or track.
+        StoreError
+            If the query cannot be understood.
+        """
+        tracks = self.tracks
+        if track_ids is not None:
+            wanted = pd.Index(track_ids)
+            missing = wanted.difference(tracks.index)
+            if len(missing):
+                raise UnknownNameError(
+                    f"{self.location} has no track {missing[0]!r}.{did_you_mean(missing[0], tracks.index)}"
+                )
+            tracks = tracks.loc[wanted]
+        for name, value in (
+            labels.items() if collection is None else [("collection", collection), *labels.items()]
+        ):
+            if name not in tracks.columns:
+                raise UnknownNameError(f"tracks have no column {name!r}.{did_you_mean(name, tracks.columns)}")
+            values = list(value) if isinstance(value, list | tuple | set) else [value]
+            tracks = tracks[tracks[name].isin(values)]
+        if query is not None:
+            tracks = _queried(tracks, query)
+        chosen = object.__new__(FeatureStore)
+        chosen._wanted, chosen.location, chosen.index = self._wanted, self.location, self.index
+        chosen._only = tracks.index.sort_values()
+        for cached in ("_rows", "arrays", "_erased"):
+            if cached in self.__dict__:
+                chosen.__dict__[cached] = self.__dict__[cached]
+        return chosen
+
+    @cached_property
+    def _erased(self) -> set[tuple[str, int]]:
+        return erased_spans(self.location)
+
     @cached_property
     def _rows(self) -> pd.DataFrame:
-        return self.index.tracks()
+        return self._unerased(self.index.tracks())
+
+    def _unerased(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Leave out tracks that were forgotten since: not even the past has them."""
+        if not self._erased:
+            return rows
+        spans = zip(rows["part"], rows["row_start"], strict=True)
+        erased = np.array([(part, start) in self._erased for part, start in spans], dtype=bool)
+        return rows[~erased]
 
     @cached_property
     def arrays(self) -> pd.DataFrame:
@@ -71,18 +225,33 @@ class FeatureStore:
 
     @cached_property
     def tracks(self) -> pd.DataFrame:
-        """Tracks that have features, by `track_id`, their labels as further columns.
+        """Tracks that have features, by `track_id`, their tags and labels as further columns.
 
-        Tracks whose file has gone are among them (`status` is ``gone``): their features are kept.
+        Tracks whose file has gone are among them (`status` is ``gone``): their features are kept. Of labels
+        of one name, those added by ``mirstore labels add`` come before a manifest's, and these before the
+        file's own tags.
         """
         rows = self._rows[self._rows["part"].notna()].drop(columns=["stage", "reason"])
-        return _with_labels(rows).set_index("track_id").sort_index()
+        tracks = _with_labels(rows).set_index("track_id").sort_index()
+        return tracks if self._only is None else tracks[tracks.index.isin(self._only)]
+
+    @cached_property
+    def spans(self) -> Spans:
+        """Where each track's rows lie."""
+        rows = self._unerased(self.index.tracks(_SPAN_COLUMNS))
+        rows = rows[rows["part"].notna()]
+        if self._only is not None:
+            rows = rows[rows["track_id"].isin(self._only)]
+        rows = rows.sort_values("track_id")
+        numbers = [rows[name].to_numpy(dtype=np.int64) for name in ("row_start", "n_chunks", "n_samples")]
+        return Spans(pd.Index(rows["track_id"], dtype=object), rows["part"].to_numpy(dtype=object), *numbers)
 
     @cached_property
     def failures(self) -> pd.DataFrame:
         """Files that could not be used, by `track_id`: `uri`, `stage` and one line of `reason`."""
         rows = self._rows[self._rows["status"] == "failed"]
-        return rows[["track_id", "uri", "stage", "reason"]].set_index("track_id").sort_index()
+        failures = rows[["track_id", "uri", "stage", "reason"]].set_index("track_id").sort_index()
+        return failures if self._only is None else failures[failures.index.isin(self._only)]
 
     def track(self, track_id: str) -> "pd.Series[Any]":
         """Return one row of `tracks`.
@@ -94,12 +263,25 @@ class FeatureStore:
         StoreError
             If it failed.
         """
-        if track_id in self.tracks.index:
-            return self.tracks.loc[track_id]
+        self.number(track_id)
+        return self.tracks.loc[track_id]
+
+    def number(self, track_id: str) -> int:
+        """Return a track's number in `spans`.
+
+        Raises
+        ------
+        UnknownNameError, StoreError
+            As `track`.
+        """
+        try:
+            return int(self.spans.track_ids.get_loc(track_id))
+        except KeyError:
+            pass
         if track_id in self.failures.index:
             raise StoreError(f"{track_id} has no features: {self.failures.loc[track_id, 'reason']}.")
         raise UnknownNameError(
-            f"{self.path} has no track {track_id!r}.{did_you_mean(track_id, self.tracks.index)}"
+            f"{self.location} has no track {track_id!r}.{did_you_mean(track_id, self.spans.track_ids)}"
         )
 
     def __getitem__(self, name: str) -> "StoredFeature":
@@ -110,6 +292,15 @@ class FeatureStore:
         UnknownNameError
             If the store has no such feature.
         """
+        if name not in self._features:
+            self._features[name] = self._feature(name)
+        return self._features[name]
+
+    @cached_property
+    def _features(self) -> "dict[str, StoredFeature]":
+        return {}
+
+    def _feature(self, name: str) -> "StoredFeature":
         wanted, _, fingerprint = name.partition("@")
         fingerprint = fingerprint or self._wanted.get(wanted, "")
         # By fingerprint first: a feature that was renamed in the catalog keeps its arrays.
@@ -119,43 +310,118 @@ class FeatureStore:
             if fingerprint and len(versions):
                 have = ", ".join(sorted(versions["fingerprint"].unique()))
                 raise UnknownNameError(
-                    f"{self.path} has {wanted!r} as {have}, not as {fingerprint}. "
+                    f"{self.location} has {wanted!r} as {have}, not as {fingerprint}. "
                     "Run `mirstore extract`, or name a version it has."
                 )
         if not len(versions):
             names = self.arrays["feature"].unique()
             hint = did_you_mean(wanted, names) or f" It has {', '.join(sorted(names)) or 'none yet'}."
-            raise UnknownNameError(f"{self.path} has no feature {wanted!r}.{hint}")
+            raise UnknownNameError(f"{self.location} has no feature {wanted!r}.{hint}")
         newest = versions["fingerprint"].iloc[-1]
         return StoredFeature(self, wanted, newest, versions[versions["fingerprint"] == newest])
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "location": self.location,
+            "snapshot": self.snapshot,
+            "only": self._only,
+            "wanted": self._wanted,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.location, self._only, self._wanted = state["location"], state["only"], state["wanted"]
+        self.index = Index(self.location, state["snapshot"])
+
     def __repr__(self) -> str:
-        return f"<FeatureStore {self.path}: {len(self.tracks)} tracks, commit {self.index.version}>"
+        return f"<FeatureStore {self.location}: {len(self.spans)} tracks, snapshot {self.snapshot}>"
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self.arrays["feature"].unique()))
 
     @property
     def unreferenced_parts(self) -> list[str]:
-        """Parts on disk that the index does not name: left by killed runs, removed by ``mirstore gc``."""
-        folder = self.path / PARTS
+        """Parts that this snapshot does not name: left by killed runs, or of other snapshots."""
         known = set(self.arrays["part"])
-        return (
-            sorted(path.name for path in folder.iterdir() if path.name not in known)
-            if folder.exists()
-            else []
-        )
+        return [name for name in self.location.names(PARTS) if name not in known]
+
+    def aligned(self, track_id: str, features: Sequence[str], *, masked: bool = False) -> "xr.Dataset":
+        """Return several features of one track on common axes.
+
+        Parameters
+        ----------
+        track_id
+            The track.
+        features
+            Names, as for indexing the store.
+        masked
+            Make what is padding NaN.
+
+        Returns
+        -------
+        xarray.Dataset
+            One variable a feature, all over `chunk`; where two have an axis of one name and different
+            lengths, the later's has its length behind its name.
+        """
+        import xarray as xr
+
+        dataset = xr.Dataset()
+        for name in features:
+            array = self[name].track(track_id, masked=masked)
+            clashing = {
+                dim: f"{dim}_{array.sizes[dim]}"
+                for dim in array.dims
+                if dim in dataset.sizes and dataset.sizes[dim] != array.sizes[dim]
+            }
+            dataset[name] = array.rename(clashing)
+        return dataset
+
+    def dataset(self, features: Sequence[str]) -> "xr.Dataset":
+        """Return features of all tracks as one lazy dataset whose blocks are shards.
+
+        Parameters
+        ----------
+        features
+            Names, as for indexing the store.
+
+        Returns
+        -------
+        xarray.Dataset
+            A dask array a feature over `chunk`, in stored order: every chunk of the tracks that have all
+            features. Coordinates by chunk: `track_id`, `start_s`, `valid_frames`.
+        """
+        from pipeline.store.chunk_table import chunk_dataset
+
+        return chunk_dataset([self[name] for name in features])
+
+
+def _queried(tracks: pd.DataFrame, query: str) -> pd.DataFrame:
+    try:
+        found: pd.DataFrame = tracks.query(query, engine="python")
+        return found
+    except Exception as error:  # whatever a wrong expression raises in pandas
+        reason = " ".join(str(error).split())
+        raise StoreError(
+            f"cannot select by {query!r}: {reason}. Columns are {', '.join(tracks.columns)}."
+        ) from error
+
+
+LABEL_COLUMNS = ("file_tags", "labels", "added_labels")
 
 
 def _with_labels(rows: pd.DataFrame) -> pd.DataFrame:
     """Turn the JSON of labels into columns; a label named as a column of the index is prefixed."""
-    if not rows["labels"].notna().any():
-        return rows.drop(columns="labels")
-    labels = pd.DataFrame(
-        [json.loads(text) if isinstance(text, str) else {} for text in rows["labels"]], index=rows.index
-    )
+    sources = [rows[name] for name in LABEL_COLUMNS if rows[name].notna().any()]
+    rows = rows.drop(columns=list(LABEL_COLUMNS))
+    if not sources:
+        return rows
+    merged: list[dict[str, Any]] = [{} for _ in range(len(rows))]
+    for source in sources:
+        for known, text in zip(merged, source, strict=True):
+            if isinstance(text, str):
+                known.update(json.loads(text))
+    labels = pd.DataFrame(merged, index=rows.index)
     labels = labels.rename(columns={name: f"label_{name}" for name in labels.columns if name in rows.columns})
-    return pd.concat([rows.drop(columns="labels"), labels], axis=1)
+    return pd.concat([rows, labels], axis=1)
 
 
 class StoredFeature:
@@ -165,31 +431,82 @@ class StoredFeature:
         self.store = store
         self.name = name
         self.fingerprint = fingerprint
-        self._arrays: dict[str, str] = dict(zip(arrays["part"], arrays["array"], strict=True))
         first = arrays.iloc[0]
         self.kind: str = first["kind"]
         self.parameters: dict[str, Any] = json.loads(first["parameters"])
-        self.row_shape: tuple[int, ...] = tuple(json.loads(first["row_shape"]))
-        self.dtype = np.dtype(first["dtype"])
+        self.rows = StoredRows(
+            store.location,
+            dict(zip(arrays["part"], arrays["array"], strict=True)),
+            tuple(json.loads(first["row_shape"])),
+            np.dtype(first["dtype"]),
+        )
 
     def __repr__(self) -> str:
         shape = " x ".join(map(str, self.row_shape))
         version = f"{self.name}@{self.fingerprint}"
         return f"<{self.kind} {version}: {len(self.tracks)} tracks, a chunk is {shape} {self.dtype}>"
 
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of a chunk."""
+        return self.rows.row_shape
+
+    @property
+    def dtype(self) -> "np.dtype[Any]":
+        """Type of the stored values."""
+        return self.rows.dtype
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """Names of the axes, `chunk` first."""
+        return DIMS[self.kind]
+
     @cached_property
     def tracks(self) -> pd.DataFrame:
         """The tracks that have this version."""
         tracks = self.store.tracks
-        return tracks[tracks["part"].isin(list(self._arrays))]
+        return tracks[tracks["part"].isin(list(self.rows.arrays))]
 
-    def stored(self, track_id: str) -> NDArray[Any]:
+    @cached_property
+    def chunks(self) -> "ChunkTable":
+        """Every chunk that has this version, in stored order."""
+        from pipeline.store.chunk_table import chunk_table
+
+        return chunk_table([self])
+
+    def array(self, *, order: str = "track") -> "da.Array":
+        """Return all chunks as one dask array, (chunk, ...) of the stored type.
+
+        Parameters
+        ----------
+        order
+            ``"track"``: by `track_id`, as in `tracks`, a block a track. ``"stored"``: as in `chunks`, a block
+            a shard, the fastest to read as a whole.
+        """
+        from pipeline.store.chunk_table import dask_array
+
+        return dask_array(self.rows, self.chunks if order == "stored" else self.chunks.in_track_order())
+
+    def _span(self, track_id: str) -> tuple[str, int, int, int]:
+        """Part, first row, number of chunks and of samples of a track."""
+        spans, number = self.store.spans, self.store.number(track_id)
+        part = spans.part[number]
+        if part not in self.rows.arrays:
+            raise StoreError(
+                f"{track_id} has no {self.name}@{self.fingerprint} yet. "
+                f"Run `mirstore extract --feature {self.name}`."
+            )
+        return part, int(spans.row_start[number]), int(spans.n_chunks[number]), int(spans.n_samples[number])
+
+    def stored(self, track_id: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         """Return a track's rows exactly as stored.
 
         Parameters
         ----------
         track_id
             ``collection/relative/path.ext``.
+        start, stop
+            Which chunks; all by default.
 
         Returns
         -------
@@ -204,27 +521,23 @@ class StoredFeature:
         StoreDamagedError
             If a checksum does not match.
         """
-        row = self.store.track(track_id)
-        part = str(row["part"])
-        if part not in self._arrays:
-            raise StoreError(
-                f"{track_id} has no {self.name}@{self.fingerprint} yet. "
-                f"Run `mirstore extract --feature {self.name}`."
-            )
-        name = self._arrays[part]
-        array = _opened(self.store.path, part, name)
-        start = int(row["row_start"])
-        return read_rows(array, start, start + int(row["n_chunks"]), part=part, name=name)
+        part, first, count, _ = self._span(track_id)
+        start, stop, _ = slice(start, stop).indices(count)
+        return self.rows.reader(part).rows(first + start, first + max(start, stop))
 
-    def values(self, track_id: str) -> NDArray[np.float32]:
+    def values(self, track_id: str, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """Return a track's rows as float32 values, (chunk, ...); audio with full scale 1."""
-        stored = self.stored(track_id)
-        if stored.dtype == np.int16:
-            return stored.astype(np.float32) * np.float32(AUDIO_SCALE)
-        return stored.astype(np.float32, copy=False)
+        return as_values(self.stored(track_id, start, stop))
 
-    def track(self, track_id: str) -> "xr.DataArray":
+    def track(self, track_id: str, *, masked: bool = False) -> "xr.DataArray":
         """Return a track's feature with seconds on its axes.
+
+        Parameters
+        ----------
+        track_id
+            The track.
+        masked
+            Make frames (samples, of audio) that are padding of the last chunk NaN.
 
         Returns
         -------
@@ -235,50 +548,145 @@ class StoredFeature:
         import xarray as xr
 
         grid = self.store.grid
-        row = self.store.track(track_id)
-        valid = grid.valid_frames(int(row["n_samples"]))
-        dims = _DIMS[self.kind]
+        _, _, _, n_samples = self._span(track_id)
+        values = self.values(track_id)
+        valid = grid.valid_frames(n_samples)
         coordinates: dict[str, Any] = {
             "start_s": ("chunk", np.arange(len(valid)) * grid.chunk_s, {"units": "s"}),
             "valid_frames": ("chunk", valid),
         }
-        if "frame" in dims:
+        if "frame" in self.dims:
             seconds = np.arange(grid.frames_per_chunk) * grid.hop_length / grid.sample_rate
             coordinates["frame"] = ("frame", seconds, {"units": "s"})
-        if "mel" in dims:
+            if masked:
+                values[-1, :, valid[-1] :] = np.nan
+        if "mel" in self.dims:
             coordinates["mel"] = ("mel", self._band_centres(), {"units": "Hz"})
-        if "sample" in dims:
-            coordinates["sample"] = (
-                "sample",
-                np.arange(self.row_shape[0]) / grid.sample_rate,
-                {"units": "s"},
-            )
+        if "sample" in self.dims:
+            seconds = np.arange(self.row_shape[0]) / grid.sample_rate
+            coordinates["sample"] = ("sample", seconds, {"units": "s"})
+            if masked:
+                values[-1, max(0, n_samples - (len(values) - 1) * self.row_shape[0]) :] = np.nan
         return xr.DataArray(
-            self.values(track_id),
-            dims=dims,
+            values,
+            dims=self.dims,
             coords=coordinates,
             name=self.name,
             attrs={"track_id": track_id, "fingerprint": self.fingerprint, **self.parameters},
         )
 
-    def frames(self, track_id: str) -> NDArray[np.float32]:
-        """Return a frame feature of a whole track as librosa would, (band, frame), padding cut off.
+    def frames(
+        self, track_id: str, start_s: Seconds = 0.0, stop_s: Seconds | None = None
+    ) -> NDArray[np.float32]:
+        """Return a frame feature as librosa would give it, (band, frame), padding cut off.
+
+        Parameters
+        ----------
+        track_id
+            The track.
+        start_s, stop_s
+            Which frames: those whose centre lies in [start_s, stop_s); the whole track by default. Only the
+            chunks they lie in are read.
 
         Raises
         ------
         StoreError
             If the feature has no frames.
         """
-        if "frame" not in _DIMS[self.kind]:
+        if "frame" not in self.dims:
             raise StoreError(f"{self.name} has no frames; use `values`.")
-        chunks = self.values(track_id)
-        valid = self.store.grid.valid_frames(int(self.store.track(track_id)["n_samples"]))
-        joined = np.concatenate(list(chunks), axis=-1)
-        return joined[:, : int(valid.sum())]
+        grid = self.store.grid
+        return self._joined(track_id, grid.frames_per_chunk, grid.hop_length, start_s, stop_s)[0]
+
+    def waveform(
+        self, track_id: str, start_s: Seconds = 0.0, stop_s: Seconds | None = None
+    ) -> NDArray[np.float32]:
+        """Return cached audio, (sample,) with full scale 1, padding cut off.
+
+        Parameters
+        ----------
+        track_id
+            The track.
+        start_s, stop_s
+            Which samples: those in [start_s, stop_s); the whole track by default.
+
+        Raises
+        ------
+        StoreError
+            If the feature is no audio.
+        """
+        if "sample" not in self.dims:
+            raise StoreError(f"{self.name} is {self.kind}, not audio; use `frames` or `values`.")
+        return self._joined(track_id, self.row_shape[0], 1, start_s, stop_s)[0]
+
+    def excerpt(self, track_id: str, start_s: Seconds, stop_s: Seconds) -> "xr.DataArray":
+        """Return a stretch of a track, joined over its chunks, with seconds from the track's start.
+
+        Parameters
+        ----------
+        track_id
+            The track.
+        start_s, stop_s
+            The stretch: samples or frames whose time lies in [start_s, stop_s); of features of one vector
+            a chunk, the chunks that overlap it.
+
+        Returns
+        -------
+        xarray.DataArray
+            float32, ``(mel, time)``, ``(coefficient, time)``, ``(time,)`` of audio or ``(time, dimension)``;
+            `time` in seconds.
+
+        Raises
+        ------
+        StoreError
+            If the stretch is empty or before the start.
+        """
+        import xarray as xr
+
+        if not 0.0 <= start_s < stop_s:
+            raise StoreError(f"expected 0 <= start_s < stop_s, got {start_s} and {stop_s}.")
+        grid = self.store.grid
+        coordinates: dict[str, Any] = {}
+        if "frame" in self.dims:
+            values, first = self._joined(track_id, grid.frames_per_chunk, grid.hop_length, start_s, stop_s)
+            dims: tuple[str, ...] = (self.dims[1], "time")
+            times = (first + np.arange(values.shape[-1])) * grid.hop_length / grid.sample_rate
+            if "mel" in dims:
+                coordinates["mel"] = ("mel", self._band_centres(), {"units": "Hz"})
+        elif "sample" in self.dims:
+            values, first = self._joined(track_id, self.row_shape[0], 1, start_s, stop_s)
+            dims, times = ("time",), (first + np.arange(len(values))) / grid.sample_rate
+        else:
+            _, _, count, n_samples = self._span(track_id)
+            first = min(count, int(start_s / grid.chunk_s))
+            last = min(count, int(np.ceil(min(stop_s, n_samples / grid.sample_rate) / grid.chunk_s)))
+            values = self.values(track_id, first, last)
+            dims = ("time", *self.dims[1:])
+            times = np.asarray((first + np.arange(len(values))) * grid.chunk_s)
+        coordinates["time"] = ("time", times, {"units": "s"})
+        return xr.DataArray(
+            values, dims=dims, coords=coordinates, name=self.name, attrs={"track_id": track_id}
+        )
+
+    def _joined(
+        self, track_id: str, per_chunk: int, hop_length: int, start_s: Seconds, stop_s: Seconds | None
+    ) -> tuple[NDArray[np.float32], int]:
+        """Values of a stretch joined along their last axis, and the number of its first frame or sample."""
+        _, _, count, n_samples = self._span(track_id)
+        grid = self.store.grid
+        total = n_samples if hop_length == 1 else int(grid.valid_frames(n_samples).sum())
+        total = min(total, count * per_chunk)  # a short tail is not stored
+        rate = grid.sample_rate / hop_length
+        first = min(total, max(0, int(np.ceil(start_s * rate - 1e-9))))
+        last = total if stop_s is None else min(total, max(first, int(np.ceil(stop_s * rate - 1e-9))))
+        start, stop = first // per_chunk, max(first // per_chunk, -(-last // per_chunk))
+        chunks = self.values(track_id, start, stop)
+        joined = np.moveaxis(chunks, 0, -2).reshape(*self.row_shape[:-1], -1)
+        return joined[..., first - start * per_chunk : last - start * per_chunk], first
 
     def has_part(self, part: str) -> bool:
         """Return whether this version covers a part."""
-        return part in self._arrays
+        return part in self.rows.arrays
 
     def _band_centres(self) -> NDArray[np.float64]:
         from features.spectral import LogMelParameters, band_centres_hz
@@ -289,26 +697,21 @@ class StoredFeature:
         return band_centres_hz(LogMelParameters(sample_rate=self.store.grid.sample_rate, **names))
 
 
-_DIMS = {
-    "audio": ("chunk", "sample"),
-    "log_mel": ("chunk", "mel", "frame"),
-    "mfcc": ("chunk", "coefficient", "frame"),
-    "cnn": ("chunk", "dimension"),
-}
+def as_values(stored: NDArray[Any]) -> NDArray[np.float32]:
+    """Return stored rows as float32 values; int16 audio with full scale 1."""
+    if stored.dtype == np.int16:
+        return stored.astype(np.float32) * np.float32(AUDIO_SCALE)
+    return stored.astype(np.float32, copy=False)
 
 
-@lru_cache(maxsize=256)
-def _opened(store: Path, part: str, array: str) -> "zarr.Array[Any]":
-    return open_array(store, part, array)
-
-
-def open_part(store: Path, part: str) -> "xr.Dataset":
+def open_part(place: "str | os.PathLike[str] | Location", part: str) -> "xr.Dataset":
     """Open a whole part as xarray does, for a look at what is in it."""
     import xarray as xr
 
-    folder = part_folder(store, part)
     try:
-        part_data: xr.Dataset = xr.open_zarr(folder, consolidated=False, chunks=None)
+        part_data: xr.Dataset = xr.open_zarr(
+            location_of(place).zarr(part_key(part)), consolidated=False, chunks=None
+        )
         return part_data
     except (OSError, ValueError, KeyError) as error:
         raise StoreDamagedError(f"part {part}: cannot be opened ({error}).") from error

@@ -8,6 +8,8 @@ class TrackRow:
     """One row of the ``tracks`` table: what a track is, where its rows lie, how it went.
 
     `status` is ``ok``, ``failed`` or ``gone`` (the file is no longer there; its features still are).
+    `labels` (of a manifest), `file_tags` (of the file) and `added_labels` (of ``mirstore labels add``) are
+    JSON objects.
     """
 
     track_id: str
@@ -31,6 +33,8 @@ class TrackRow:
     part: str | None = None
     row_start: int | None = None
     n_chunks: int | None = None
+    file_tags: str | None = None
+    added_labels: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,25 +1,22 @@
 """Upkeep of a store: what is in it, and removing what no commit names."""
 
-import shutil
 import time
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from pipeline.store.files import write_lock, writing
-from pipeline.store.index import Index
+from pipeline.store.index import writable_index
+from pipeline.store.lineage import command_line
+from pipeline.store.location import Location, Stored, location_of
 from pipeline.store.parts import PARTS
 from pipeline.store.reading import FeatureStore
 
 GRACE_S = 3600.0
+KEEP_S = 7 * 86_400.0
 KIND_ORDER = {"audio": 0, "log_mel": 1, "mfcc": 2, "cnn": 3}
-
-
-def folder_bytes(folder: Path) -> int:
-    """Return the bytes of all files below a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def features_table(store: FeatureStore) -> pd.DataFrame:
@@ -57,29 +54,54 @@ def features_table(store: FeatureStore) -> pd.DataFrame:
 def summary(store: FeatureStore) -> dict[str, Any]:
     """Return what ``mirstore status`` prints, as plain values."""
     rows = store.tracks
-    orphans = unnamed_folders(store.path, store.arrays)
+    orphans = unnamed_keys(store.location, store.arrays)
     commit = store.index.last_commit()
     return {
-        "store": str(store.path),
+        "store": str(store.location),
         "tracks": len(rows),
         "hours": float(rows["duration_s"].sum()) / 3600.0,
         "gone": int((rows["status"] == "gone").sum()),
         "truncated": int(rows["truncated"].notna().sum()),
         "failed": len(store.failures),
         "parts": int(store.arrays["part"].nunique()),
-        "orphan_parts": sum(folder.parent.name == PARTS for folder in orphans),
-        "orphan_arrays": sum(folder.parent.name != PARTS for folder in orphans),
-        "orphan_bytes": sum(folder_bytes(folder) for folder in orphans),
+        "orphan_parts": sum("/" not in name for name in orphans),
+        "orphan_arrays": sum("/" in name for name in orphans),
+        "orphan_bytes": sum(store.location.size(f"{PARTS}/{name}") for name in orphans),
         "bytes": int(store.arrays["bytes"].sum()),
-        "commit": store.index.version,
+        "commit": store.snapshot,
         "committed": pd.Timestamp(commit["timestamp"], unit="ms").isoformat(timespec="seconds") + "Z",
         "command": commit.get("command"),
     }
 
 
+def unnamed_keys(location: Location, arrays: pd.DataFrame) -> list[str]:
+    """Return the parts, and ``part/array`` of parts, that the index does not name.
+
+    In a bucket, where looking into every part costs a request, only whole parts are looked for.
+
+    Parameters
+    ----------
+    location
+        Of the store.
+    arrays
+        The index's ``arrays`` table: `part` and `array`.
+    """
+    named: dict[str, set[str]] = defaultdict(set)
+    for part, array in zip(arrays["part"], arrays["array"], strict=True):
+        named[part].add(array)
+    keys: list[str] = []
+    for part in location.names(PARTS):
+        if part not in named:
+            keys.append(part)
+        elif location.listing_is_cheap:
+            found = location.names(f"{PARTS}/{part}")
+            keys += [f"{part}/{name}" for name in found if "@" in name and name not in named[part]]
+    return keys
+
+
 @dataclass(frozen=True, slots=True)
 class Orphan:
-    """Something in the parts folder that the index does not name."""
+    """Something below ``parts/`` that no snapshot that is kept names."""
 
     name: str
     bytes: int
@@ -87,44 +109,34 @@ class Orphan:
     removed: bool
 
 
-def unnamed_folders(place: Path, arrays: pd.DataFrame) -> list[Path]:
-    """Return the parts, and the arrays of parts, that the index does not name.
+def _unnamed(location: Location, arrays: pd.DataFrame) -> Mapping[str, list[Stored]]:
+    """Return the files of what the index does not name, by ``part`` or ``part/array``, from one walk."""
+    named: dict[str, set[str]] = defaultdict(set)
+    for part, array in zip(arrays["part"], arrays["array"], strict=True):
+        named[part].add(array)
+    found: dict[str, list[Stored]] = defaultdict(list)
+    for stored in location.walk(PARTS):
+        _, part, name, *_ = [*stored.key.split("/"), ""]
+        if part not in named:
+            found[part].append(stored)
+        elif "@" in name and name not in named[part]:
+            found[f"{part}/{name}"].append(stored)
+    return found
+
+
+def collect_garbage(
+    place: "str | Location", *, grace_s: float = GRACE_S, keep_s: float = KEEP_S, dry_run: bool = False
+) -> list[Orphan]:
+    """Remove what killed runs left, and what only snapshots name that are not kept any more.
 
     Parameters
     ----------
     place
-        Folder of the store.
-    arrays
-        The index's ``arrays`` table: `part` and `array`.
-    """
-    parts = set(arrays["part"])
-    named = set(zip(arrays["part"], arrays["array"], strict=True))
-    folders: list[Path] = []
-    for folder in sorted((place / PARTS).iterdir()) if (place / PARTS).exists() else []:
-        if folder.name not in parts:
-            folders.append(folder)
-        else:
-            folders += [
-                array for array in sorted(folder.glob("*@*")) if (folder.name, array.name) not in named
-            ]
-    return folders
-
-
-def _age_s(folder: Path) -> float:
-    """Seconds since anything below a folder last changed."""
-    newest = max((path.stat().st_mtime for path in (folder, *folder.rglob("*"))), default=0.0)
-    return max(0.0, time.time() - newest)
-
-
-def collect_garbage(place: Path, *, grace_s: float = GRACE_S, dry_run: bool = False) -> list[Orphan]:
-    """Remove parts and arrays that no commit names: what killed runs left.
-
-    Parameters
-    ----------
-    place
-        Folder of the store.
+        Of the store.
     grace_s
-        Leave alone what changed within so many seconds.
+        Leave alone what changed within so many seconds: a job may be writing it.
+    keep_s
+        Snapshots that were the newest within so many seconds stay readable; older ones do not.
     dry_run
         Only report.
 
@@ -139,17 +151,25 @@ def collect_garbage(place: Path, *, grace_s: float = GRACE_S, dry_run: bool = Fa
     StoreWriteError
         If the file system refuses.
     """
-    Index(place)  # refuses what is no store before anything is removed
-    with write_lock(place, "mirstore gc"):
-        index = Index(place)
-        index.recover()
-        candidates = unnamed_folders(place, index.arrays(["part", "array"]))
+    location = location_of(place)
+    with writable_index(location, command_line("gc")) as index:
+        kept = index.oldest_within(keep_s)
+        unnamed = _unnamed(location, index.arrays_since(kept))
+        now = max(time.time(), max((s.modified_s for files in unnamed.values() for s in files), default=0.0))
         orphans = []
-        for folder in candidates:
-            age, size = _age_s(folder), folder_bytes(folder)
-            remove = age >= grace_s and not dry_run
-            if remove:
-                with writing(folder):
-                    shutil.rmtree(folder)
-            orphans.append(Orphan(str(folder.relative_to(place / PARTS)), size, age, remove))
+        superseded = False
+        known = set(index.arrays_since(index.format.oldest_snapshot)["part"])
+        for name, files in sorted(unnamed.items()):
+            age_s = now - max((stored.modified_s for stored in files), default=0.0)
+            remove = age_s >= grace_s
+            superseded |= remove and name.partition("/")[0] in known
+            orphans.append(Orphan(name, sum(stored.size for stored in files), age_s, remove and not dry_run))
+        if dry_run:
+            return orphans
+        if superseded:  # said before it is true, so that a kill in between leaves no snapshot half readable
+            index.keep_from(kept)
+        for orphan in orphans:
+            if orphan.removed:
+                location.delete(f"{PARTS}/{orphan.name}")
+        index.vacuum(keep_s)
     return orphans

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from pipeline import FeatureStore
-from pipeline.store.files import write_lock
+from pipeline.store.folder import Folder
 from pipeline.store.index import FORMAT_FILE
 from pipeline.store.reading import open_part
 
@@ -242,7 +242,7 @@ def test_two_runs_at_once(empty_project: Any, start: Any) -> None:
 @pytest.mark.parametrize("verb", [("extract",), ("gc",)])
 def test_locked_store_names_its_holder(project: Any, verb: tuple[str, ...]) -> None:
     project.extract()
-    with write_lock(project.store_folder, "mirstore forget demo"):
+    with Folder(project.store_folder).lock("mirstore forget demo"):
         done = project.run(*verb)
         assert project.run("status").returncode == 0
         assert project.run("extract", "--dry-run").returncode == 0

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import CatalogError, StoreDamagedError, StoreError, StoreLockedError
-from pipeline.store.files import write_lock
+from pipeline.store.folder import Folder
 from pipeline.store.index import FORMAT_FILE
 
 AUDIO = "audio: {kind: audio, sample_rate: 12000, dtype: int16}"
@@ -77,7 +77,7 @@ def test_a_wrong_folder_makes_no_store(project: Any) -> None:
 
 def test_a_store_that_is_being_written_names_its_writer(project: Any) -> None:
     with (
-        write_lock(project.store_folder, "mirstore extract"),
+        Folder(project.store_folder).lock("mirstore extract"),
         pytest.raises(StoreLockedError, match=rf"`mirstore extract` \(process {os.getpid()} on "),
     ):
         project.extract()

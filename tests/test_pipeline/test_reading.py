@@ -164,7 +164,7 @@ def test_status_counts_what_is_there(full_store: FeatureStore) -> None:
     assert (table["chunks"] == 6).all()
     on_disk = sum(
         file.stat().st_size
-        for folder in (full_store.path / "parts").glob("*/logmel@*")
+        for folder in (full_store.location.path / "parts").glob("*/logmel@*")
         for file in (folder / "c").rglob("*")
         if file.is_file()
     )
@@ -180,7 +180,7 @@ def test_an_embedding_made_from_the_cache_is_the_same_bits(
     import shutil
 
     folder = tmp_path / "later"
-    shutil.copytree(full_store.path.parent, folder)
+    shutil.copytree(full_store.location.path.parent, folder)
     catalog = folder / "catalog.yaml"
     text = catalog.read_text()
     line = next(line for line in text.splitlines() if line.strip().startswith("embedding:"))

@@ -20,6 +20,7 @@ from features.framing import Grid
 from pipeline import FeatureStore
 from pipeline.definitions import AUDIO_SCALE, AudioDefinition, Feature, LogMelDefinition, resolve
 from pipeline.errors import (
+    CatalogError,
     StoreDamagedError,
     StoreError,
     StoreFormatError,
@@ -27,13 +28,13 @@ from pipeline.errors import (
     StoreWriteError,
     UnknownNameError,
 )
-from pipeline.store.files import write_lock, writing
+from pipeline.store.folder import Folder, writing
 from pipeline.store.index import FORMAT_FILE, Index, read_format
-from pipeline.store.location import local_store
-from pipeline.store.parts import PartWriter, open_array, read_rows
+from pipeline.store.location import location_of
+from pipeline.store.parts import PartWriter
 from pipeline.store.reading import open_part
 from pipeline.store.records import ArrayRow, TrackRow
-from pipeline.store.shards import ShardedArrayWriter
+from pipeline.store.shards import ShardedArrayWriter, ShardReader
 from pipeline.store.upkeep import collect_garbage
 
 AUDIO = "audio: {kind: audio, sample_rate: 12000, dtype: int16}"
@@ -68,7 +69,7 @@ def test_shards_are_plain_zarr(tmp_path: Path, n_rows: int) -> None:
     feature = one_feature()
     rng = np.random.default_rng(n_rows)
     rows = rng.standard_normal((n_rows, *feature.row_shape)).astype(np.float16)
-    with ShardedArrayWriter(tmp_path / "a", feature, feature.dims, {"x": 1}) as writer:
+    with ShardedArrayWriter(Folder(tmp_path), "a", feature, feature.dims, {"x": 1}) as writer:
         for row in rows:
             writer.append(row)
         writer.finish()
@@ -94,7 +95,7 @@ def test_shards_are_plain_zarr(tmp_path: Path, n_rows: int) -> None:
 
 def test_shards_refuse_other_rows(tmp_path: Path) -> None:
     feature = one_feature()
-    writer = ShardedArrayWriter(tmp_path / "a", feature, feature.dims, {})
+    writer = ShardedArrayWriter(Folder(tmp_path), "a", feature, feature.dims, {})
     with pytest.raises(ValueError, match="must be"):
         writer.append(np.zeros(feature.row_shape, np.float32))
     with pytest.raises(ValueError, match="must be"):
@@ -105,7 +106,7 @@ def test_part_with_arrays_of_unequal_length_is_refused_and_removed(tmp_path: Pat
     features = [one_feature(), replace(one_feature(fmax=3000.0), name="other")]
 
     def unequal() -> None:
-        with PartWriter(tmp_path, features, "{}") as part:
+        with PartWriter(Folder(tmp_path), features, "{}") as part:
             part.append("logmel", np.zeros(features[0].row_shape, np.float16))
             part.finish()
 
@@ -130,7 +131,7 @@ def two_versions(project: Any) -> Any:
 def test_part_in_plain_zarr_and_in_xarray(two_versions: Any) -> None:
     store = two_versions.store
     for part in set(store.tracks["part"]):
-        folder = store.path / "parts" / part
+        folder = store.location.path / "parts" / part
         group = zarr.open_group(folder, mode="r")
         data = xr.open_zarr(folder, consolidated=False)
         n_rows = data.sizes["chunk"]
@@ -174,8 +175,8 @@ def test_scale_factor_is_decoded(two_versions: Any) -> None:
     store = two_versions.store
     part = store.tracks["part"].iloc[0]
     name = f"audio@{store['audio'].fingerprint}"
-    raw = zarr.open_group(store.path / "parts" / part, mode="r")[name]
-    decoded = open_part(store.path, part)[name]
+    raw = zarr.open_group(store.location.path / "parts" / part, mode="r")[name]
+    decoded = open_part(store.location, part)[name]
     assert raw.dtype == np.int16
     assert raw.attrs["scale_factor"] == AUDIO_SCALE == 1 / 16384
     np.testing.assert_allclose(decoded.values, np.asarray(raw[:]) / 16384.0)
@@ -203,7 +204,7 @@ def test_every_version_has_its_name(two_versions: Any) -> None:
     store = two_versions.store
     assert list(store) == ["audio", "logmel", "mfcc", "tall"]
     fingerprint = store["tall"].fingerprint
-    assert FeatureStore(store.path)[f"tall@{fingerprint}"].row_shape == (48, 64)
+    assert FeatureStore(store.location)[f"tall@{fingerprint}"].row_shape == (48, 64)
     with pytest.raises(UnknownNameError, match=fingerprint):
         store["tall@000000000000"]
 
@@ -238,7 +239,7 @@ def shard_of(sound_store: Path) -> Any:
     for name in KINDS:
         array = f"{name}@{store[name].fingerprint}"
         [shards[name]] = [
-            path for path in (store.path / "parts").glob(f"*/{array}/c/0/**/*") if path.is_file()
+            path for path in (store.location.path / "parts").glob(f"*/{array}/c/0/**/*") if path.is_file()
         ]
     contents = {path: path.read_bytes() for path in shards.values()}
     yield shards
@@ -298,19 +299,19 @@ def test_missing_shard_is_not_silence(sound_store: Path, shard_of: Any, name: st
 def test_damaged_metadata_is_noticed(sound_store: Path, content: str) -> None:
     store = FeatureStore(sound_store)
     row = store.arrays.iloc[0]
-    path = store.path / "parts" / row["part"] / row["array"] / "zarr.json"
+    path = store.location.path / "parts" / row["part"] / row["array"] / "zarr.json"
     before = path.read_bytes()
     try:
         path.write_text(content)
         with pytest.raises(StoreDamagedError, match=row["array"]):
-            open_array(store.path, row["part"], row["array"])
+            ShardReader(store.location, row["part"], row["array"])
     finally:
         path.write_bytes(before)
 
 
 def test_missing_part_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(StoreDamagedError, match="part p"):
-        open_array(tmp_path, "p", "a@1")
+        ShardReader(Folder(tmp_path), "p", "a@1")
     with pytest.raises(StoreDamagedError, match="part p"):
         open_part(tmp_path, "p")
 
@@ -318,10 +319,10 @@ def test_missing_part_is_noticed(tmp_path: Path) -> None:
 def test_rows_past_the_end_are_refused(sound_store: Path) -> None:
     store = FeatureStore(sound_store)
     row = store.arrays.iloc[0]
-    array = open_array(store.path, row["part"], row["array"])
+    reader = ShardReader(store.location, row["part"], row["array"])
     for start, stop in ((0, 30), (-1, 2), (5, 4)):
         with pytest.raises(StoreDamagedError, match="29"):
-            read_rows(array, start, stop, part="p", name="n")
+            reader.rows(start, stop)
 
 
 # The format file
@@ -398,9 +399,9 @@ def test_index_that_has_gone(project: Any) -> None:
 def test_missing_store_and_urls(tmp_path: Path) -> None:
     with pytest.raises(StoreMissingError, match="mirstore extract"):
         FeatureStore(tmp_path / "none")
-    assert local_store(f"file://{tmp_path}") == tmp_path
-    with pytest.raises(Exception, match="s3://"):
-        local_store("s3://bucket/prefix")
+    assert location_of(f"file://{tmp_path}") == Folder(tmp_path)
+    with pytest.raises(CatalogError, match="not ftp://"):
+        location_of("ftp://host/prefix")
 
 
 # Disks that refuse
@@ -478,7 +479,7 @@ def test_full_disk_in_the_middle_of_a_row(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "fsync", refused)
 
     def write() -> None:
-        with PartWriter(tmp_path, [feature], "{}") as part:
+        with PartWriter(Folder(tmp_path), [feature], "{}") as part:
             part.append("logmel", np.zeros(feature.row_shape, np.float16))
             part.add_track("demo/a", np.array([4], np.int32), GRID)
             part.finish()
@@ -536,10 +537,10 @@ def test_many_commits_are_merged(tmp_path: Path) -> None:
 
 
 def test_lock_goes_with_its_block(tmp_path: Path) -> None:
-    with write_lock(tmp_path, "one"):
-        with pytest.raises(StoreError, match="`one`"), write_lock(tmp_path, "two"):
+    with Folder(tmp_path).lock("one"):
+        with pytest.raises(StoreError, match="`one`"), Folder(tmp_path).lock("two"):
             pass
-    with write_lock(tmp_path, "three"):
+    with Folder(tmp_path).lock("three"):
         pass
 
 

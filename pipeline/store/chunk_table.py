@@ -1,0 +1,228 @@
+"""Many tracks at once: every chunk of a selection in a table, and lazy arrays over it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pipeline.errors import StoreError
+from pipeline.store.shards import StoredRows
+
+if TYPE_CHECKING:
+    import dask.array as da
+    import xarray as xr
+
+    from pipeline.store.reading import StoredFeature
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkTable:
+    """Chunks of some tracks: where each lies and what it is.
+
+    In stored order (by part, then row) the chunks of one shard are neighbours, so that reading them in turn
+    reads the disk in turn.
+
+    Parameters
+    ----------
+    track_ids
+        Identifiers; `track` counts into them.
+    parts
+        Names; `part` counts into them.
+    part, row
+        (chunk,) int32: where the chunk lies.
+    track, chunk
+        (chunk,) int32: whose it is, and the how manieth.
+    valid_frames
+        (chunk,) int32: frames that are not padding.
+    """
+
+    track_ids: "pd.Index[str]"
+    parts: tuple[str, ...]
+    part: NDArray[np.int32]
+    row: NDArray[np.int32]
+    track: NDArray[np.int32]
+    chunk: NDArray[np.int32]
+    valid_frames: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def taken(self, where: NDArray[Any]) -> "ChunkTable":
+        """Return some of the chunks, by a mask or by numbers."""
+        return ChunkTable(
+            self.track_ids,
+            self.parts,
+            self.part[where],
+            self.row[where],
+            self.track[where],
+            self.chunk[where],
+            self.valid_frames[where],
+        )
+
+    def in_track_order(self) -> "ChunkTable":
+        """Return the chunks sorted by track, then time."""
+        return self.taken(np.lexsort((self.chunk, self.track)))
+
+    def blocks(self, rows_per_shard: int) -> NDArray[np.int64]:
+        """Return bounds of stretches of chunks that lie in one shard, in order.
+
+        Returns
+        -------
+        (block + 1,) int64
+            Block i is chunks [bounds[i], bounds[i + 1]).
+        """
+        if not len(self):
+            return np.zeros(1, dtype=np.int64)
+        shard = self.row // rows_per_shard
+        new = (np.diff(self.part) != 0) | (np.diff(shard) != 0)
+        return np.concatenate([[0], np.flatnonzero(new) + 1, [len(self)]]).astype(np.int64)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the table with names: `track_id`, `chunk`, `valid_frames`, `part`, `row`."""
+        return pd.DataFrame(
+            {
+                "track_id": self.track_ids.to_numpy()[self.track],
+                "chunk": self.chunk,
+                "valid_frames": self.valid_frames,
+                "part": np.array(self.parts, dtype=object)[self.part],
+                "row": self.row,
+            }
+        )
+
+
+def chunk_table(features: Sequence["StoredFeature"]) -> ChunkTable:
+    """Return every chunk of the tracks that have all of some features, in stored order.
+
+    Parameters
+    ----------
+    features
+        Of one store.
+    """
+    store = features[0].store
+    spans = store.spans
+    parts, codes = np.unique(spans.part.astype(str), return_inverse=True)
+    has = np.array([all(feature.has_part(part) for feature in features) for part in parts], dtype=bool)
+    where = np.flatnonzero(has[codes]) if len(spans) else np.zeros(0, dtype=np.int64)
+    where = where[np.lexsort((spans.row_start[where], codes[where]))]
+    counts = spans.n_chunks[where]
+    chunk = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    grid = store.grid
+    valid = [grid.valid_frames(int(n)) for n in spans.n_samples[where]]
+    return ChunkTable(
+        track_ids=spans.track_ids,
+        parts=tuple(str(part) for part in parts),
+        part=np.repeat(codes[where], counts).astype(np.int32),
+        row=(np.repeat(spans.row_start[where], counts) + chunk).astype(np.int32),
+        track=np.repeat(where, counts).astype(np.int32),
+        chunk=chunk.astype(np.int32),
+        valid_frames=np.concatenate(valid).astype(np.int32) if valid else np.zeros(0, dtype=np.int32),
+    )
+
+
+def runs(row: NDArray[np.int32]) -> Iterator[tuple[int, int]]:
+    """Return stretches [start, stop) of a column of rows that follow each other."""
+    bounds = [0, *(np.flatnonzero(np.diff(row) != 1) + 1).tolist(), len(row)]
+    return ((start, stop) for start, stop in pairwise(bounds) if stop > start)
+
+
+def read_chunks(
+    rows: StoredRows, table: ChunkTable, start: int, stop: int, out: NDArray[Any] | None = None
+) -> NDArray[Any]:
+    """Return chunks [start, stop) of a table as stored, (chunk, ...).
+
+    Parameters
+    ----------
+    rows
+        What to read.
+    table
+        Chunks of the same store.
+    start, stop
+        Numbers in the table.
+    out
+        Where to put them; made if None.
+
+    Raises
+    ------
+    StoreDamagedError
+        If a checksum does not match.
+    """
+    if out is None:
+        out = np.empty((stop - start, *rows.row_shape), dtype=rows.dtype)
+    part = table.part[start:stop]
+    bounds = [0, *(np.flatnonzero(np.diff(part)) + 1).tolist(), len(part)]
+    for first, last in pairwise(bounds):
+        if first == last:
+            continue
+        reader = rows.reader(table.parts[part[first]])
+        numbers = table.row[start + first : start + last]
+        for begin, end in runs(numbers):
+            reader.rows(int(numbers[begin]), int(numbers[end - 1]) + 1, out[first + begin : first + end])
+    return out
+
+
+def dask_array(rows: StoredRows, table: ChunkTable) -> "da.Array":
+    """Return a table's chunks as a dask array of the stored type.
+
+    Blocks are the shards where the table is in stored order, else the tracks.
+    """
+    import dask.array as da
+
+    stored_order = bool((np.diff(table.part) >= 0).all())
+    if not len(table):
+        return da.zeros((0, *rows.row_shape), dtype=rows.dtype)
+    if stored_order:
+        bounds = table.blocks(rows.reader(table.parts[table.part[0]]).rows_per_shard)
+    else:
+        bounds = np.concatenate([[0], np.flatnonzero(np.diff(table.track)) + 1, [len(table)]])
+    sizes = tuple(int(size) for size in np.diff(bounds))
+
+    def block(block_info: Any = None) -> NDArray[Any]:
+        start, stop = block_info[None]["array-location"][0]
+        return read_chunks(rows, table, start, stop)
+
+    array: da.Array = da.map_blocks(
+        block,
+        dtype=rows.dtype,
+        chunks=(sizes, *((length,) for length in rows.row_shape)),
+        meta=np.empty((0, *rows.row_shape), dtype=rows.dtype),
+    )
+    return array
+
+
+def chunk_dataset(features: Sequence["StoredFeature"]) -> "xr.Dataset":
+    """Return several features of all tracks that have them as one lazy dataset in stored order.
+
+    Raises
+    ------
+    StoreError
+        If no features are named.
+    """
+    import xarray as xr
+
+    if not features:
+        raise StoreError("name at least one feature.")
+    table = chunk_table(features)
+    grid = features[0].store.grid
+    sizes: dict[str, int] = {}
+    variables: dict[str, Any] = {}
+    for feature in features:
+        dims = tuple(
+            dim if sizes.get(dim, size) == size else f"{dim}_{size}"
+            for dim, size in zip(feature.dims[1:], feature.row_shape, strict=True)
+        )
+        sizes.update(zip(dims, feature.row_shape, strict=True))
+        attributes = {"fingerprint": feature.fingerprint, "parameters": str(feature.parameters)}
+        variables[feature.name] = (("chunk", *dims), dask_array(feature.rows, table), attributes)
+    track_ids = table.track_ids.to_numpy()[table.track].astype(str)
+    return xr.Dataset(
+        variables,
+        coords={
+            "track_id": ("chunk", track_ids),
+            "start_s": ("chunk", table.chunk * grid.chunk_s, {"units": "s"}),
+            "valid_frames": ("chunk", table.valid_frames),
+        },
+    )
