@@ -173,8 +173,8 @@ def dask_array(rows: StoredRows, table: ChunkTable) -> "da.Array":
 
     stored_order = bool((np.diff(table.part) >= 0).all())
     if not len(table):
-        return da.zeros((0, *rows.row_shape), dtype=rows.dtype)
-    if stored_order:
+        bounds = np.zeros(2, dtype=np.int64)
+    elif stored_order:
         bounds = table.blocks(rows.reader(table.parts[table.part[0]]).rows_per_shard)
     else:
         bounds = np.concatenate([[0], np.flatnonzero(np.diff(table.track)) + 1, [len(table)]])

@@ -235,17 +235,25 @@ class Index:
     def arrays_since(self, snapshot: int) -> pd.DataFrame:
         """Return part and array of all that any snapshot from this number on names.
 
-        What a commit added and a later one took away is among it: between two that take away, arrays only
-        grow, so the states before each of those are enough.
+        What a commit added and a later one took away is among it: arrays only grow between two versions that
+        take away, so of those that snapshots name, the last before each of these are enough.
         """
-        first = Index(self.location, snapshot).arrays_version
-        states = [self._arrays]
-        for version in range(first + 1, self.arrays_version + 1):
+        named = sorted(self._named_arrays_versions(snapshot))
+        wanted = {named[0], named[-1]}
+        for version in range(named[0] + 1, named[-1] + 1):
             if self._log_entry("arrays", version).get("operation") not in ("WRITE", "OPTIMIZE"):
-                states.append(self._open("arrays", version - 1))
-        states.append(self._open("arrays", first))
-        named = pd.concat([_frame(state, ["part", "array"]) for state in states], ignore_index=True)
-        return named.drop_duplicates(ignore_index=True)
+                wanted.add(max(other for other in named if other < version))
+        states = [_frame(self._open("arrays", version), ["part", "array"]) for version in sorted(wanted)]
+        return pd.concat(states, ignore_index=True).drop_duplicates(ignore_index=True)
+
+    def _named_arrays_versions(self, snapshot: int) -> set[int]:
+        """Versions of ``arrays`` that the snapshots from a number on belong to."""
+        found = {Index(self.location, snapshot).arrays_version, self.arrays_version}
+        for number in range(snapshot + 1, self.version):
+            about = self.commit_info(number)
+            if "arrays_version" in about:
+                found.add(int(about["arrays_version"]))
+        return found
 
     def recover(self) -> None:
         """Undo a commit that was cut short between its two tables; to be called by whoever holds the lock.

@@ -267,18 +267,15 @@ class ShardReader:
         StoreError
             If the rows were erased for good.
         """
+        found = self.encoded(start, stop)
         if out is None:
-            out = np.empty((max(0, stop - start), *self.row_shape), dtype=self.dtype)
-        flat = out.reshape(max(0, stop - start), -1)
-        for number, encoded in enumerate(self._encoded(start, stop)):
+            out = np.empty((len(found), *self.row_shape), dtype=self.dtype)
+        flat = out.reshape(len(found), -1) if found else out
+        for number, encoded in enumerate(found):
             if encoded is None:
                 raise StoreError(f"{self._name}: row {start + number} was erased (`mirstore forget`).")
             self._decode(encoded, flat[number], start + number)
         return out
-
-    def encoded(self, start: int, stop: int) -> list[bytes | None]:
-        """Return rows as they lie in the shard, checksums included and verified; None for erased ones."""
-        return self._encoded(start, stop)
 
     def erased(self, start: int, stop: int) -> NDArray[np.bool_]:
         """Return which of the rows [start, stop) were erased for good."""
@@ -321,7 +318,8 @@ class ShardReader:
     def _shard_key(self, shard: int) -> str:
         return _shard_key(self._key, shard, 1 + len(self.row_shape))
 
-    def _encoded(self, start: int, stop: int) -> list[bytes | None]:
+    def encoded(self, start: int, stop: int) -> list[bytes | None]:
+        """Return rows as they lie in the shard, checksums included and verified; None for erased ones."""
         if not 0 <= start <= stop <= self.n_rows:
             raise self._damaged(f"rows {start} to {stop} were expected, it has {self.n_rows}")
         found: list[bytes | None] = []

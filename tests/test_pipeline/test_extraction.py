@@ -648,7 +648,7 @@ def test_job_without_a_single_good_track_leaves_no_part(worked: Any) -> None:
     )
     assert [(track.status, track.stage) for track in result.tracks] == [("failed", "open")] * 2
     assert result.arrays == ()
-    assert list((worked.store_folder / "parts").iterdir()) == []
+    assert list(worked.store_folder.glob("parts/*")) == []
 
 
 def test_damaged_cache_is_not_computed_from(project: Any) -> None:

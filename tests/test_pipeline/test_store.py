@@ -141,7 +141,7 @@ def test_part_in_plain_zarr_and_in_xarray(two_versions: Any) -> None:
         assert data["frame"].attrs["units"] == "s"
         assert data["start_s"].attrs["units"] == "s"
         for name in ("audio", "logmel", "tall", "mfcc"):
-            array_name = f"{name}@{store[name].fingerprint}"
+            array_name = store[name].rows.arrays[part]
             variable = data[array_name]
             assert variable.dims[0] == "chunk"
             assert set(variable.coords) >= {"start_s", "valid_frames", "track_number"}
@@ -167,7 +167,7 @@ def test_part_in_plain_zarr_and_in_xarray(two_versions: Any) -> None:
             np.testing.assert_array_equal(
                 data["valid_frames"].values[rows], store.grid.valid_frames(n_samples)
             )
-        heights = {data[f"{name}@{store[name].fingerprint}"].dims[1] for name in ("logmel", "tall")}
+        heights = {data[store[name].rows.arrays[part]].dims[1] for name in ("logmel", "tall")}
         assert heights == {"mel", "mel_48"}
 
 
@@ -350,7 +350,7 @@ def test_rows_past_the_end_are_refused(sound_store: Path) -> None:
 def test_format_file(tmp_path: Path, content: str, error: type[StoreError], words: str) -> None:
     (tmp_path / FORMAT_FILE).write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(error, match=words) as caught:
-        read_format(tmp_path)
+        read_format(Folder(tmp_path))
     assert "\n" not in str(caught.value)
 
 
@@ -481,7 +481,7 @@ def test_full_disk_in_the_middle_of_a_row(tmp_path: Path, monkeypatch: pytest.Mo
     def write() -> None:
         with PartWriter(Folder(tmp_path), [feature], "{}") as part:
             part.append("logmel", np.zeros(feature.row_shape, np.float16))
-            part.add_track("demo/a", np.array([4], np.int32), GRID)
+            part.add_track("demo/a", np.array([4], np.int32))
             part.finish()
 
     with pytest.raises(StoreWriteError, match="the disk is full"):
