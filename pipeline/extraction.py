@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from pipeline.catalog import Catalog, load_catalog
@@ -20,6 +21,7 @@ from pipeline.definitions import Feature
 from pipeline.errors import CatalogError, ClusterError, StoreDamagedError, UnknownNameError, did_you_mean
 from pipeline.planning import Action, Plan, batches, estimated_rows, files_to_hash, plan, wanted_features
 from pipeline.reports import ExtractReport, Progress
+from pipeline.store.erasures import blocked_hashes, name_hash
 from pipeline.store.index import Index
 from pipeline.store.lineage import command_line, provenance
 from pipeline.store.location import Location, location_of
@@ -91,6 +93,11 @@ def _planned(
     collections: Sequence[str],
     retry_failed: bool,
 ) -> Plan:
+    blocked = blocked_hashes(index.location) if index else set()
+    if blocked:  # forgotten tracks stay so until they are allowed again
+        names = scanned.tracks["track_id"]
+        forgotten = np.array([name_hash(name) in blocked for name in names], dtype=bool)
+        scanned = replace(scanned, tracks=scanned.tracks[~forgotten].reset_index(drop=True))
     indexed = index.tracks() if index else Index.no_tracks()
     arrays = index.arrays(["part", "fingerprint"]) if index else Index.no_arrays()
     hashes = {}

@@ -4,7 +4,20 @@ from importlib.metadata import version
 
 import typer
 
-from pipeline.commands import catalog, extract, failures, gc, query, show, status
+from pipeline.commands import (
+    catalog,
+    compact,
+    drop,
+    extract,
+    failures,
+    forget,
+    gc,
+    prune,
+    query,
+    show,
+    status,
+    verify,
+)
 
 app = typer.Typer(
     name="mirstore",
@@ -36,5 +49,10 @@ app.command("status")(status.status)
 app.command("failures")(failures.failures)
 app.command("show")(show.show)
 app.command("query")(query.query)
+app.command("verify")(verify.verify)
+app.command("prune")(prune.prune)
+app.command("forget")(forget.forget)
+app.command("drop")(drop.drop)
+app.command("compact")(compact.compact)
 app.command("gc")(gc.gc)
 app.add_typer(catalog.app, name="catalog")

@@ -23,14 +23,23 @@ def gc(
     grace: Annotated[
         float, typer.Option("--grace", min=0, metavar="SECONDS", help="Keep what changed within this time.")
     ] = 3600.0,
+    keep: Annotated[
+        float,
+        typer.Option("--keep", min=0, metavar="DAYS", help="Snapshots of this time stay readable."),
+    ] = 7.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove parts and arrays that no commit names. Readers are not disturbed."""
-    from pipeline.catalog import load_catalog
-    from pipeline.store.upkeep import collect_garbage
+    """Remove what killed runs left, and what only old snapshots name. Readers are not disturbed.
 
-    orphans = collect_garbage(load_catalog(catalog).store, grace_s=grace, dry_run=dry_run)
+    Dropped versions, pruned tracks and compacted parts take room until no snapshot that is kept names them.
+    """
+    from pipeline.catalog import load_catalog
+    from pipeline.store.garbage import collect_garbage
+
+    orphans = collect_garbage(
+        load_catalog(catalog).store, grace_s=grace, keep_s=keep * 86_400.0, dry_run=dry_run
+    )
     if as_json:
         print_json([asdict(orphan) for orphan in orphans])
         return

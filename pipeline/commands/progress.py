@@ -1,4 +1,4 @@
-"""Progress of a run: a bar on a terminal, a plain line now and then elsewhere."""
+"""Progress of long work: a bar on a terminal, a plain line now and then elsewhere."""
 
 import sys
 import time
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from pipeline.commands.output import counted, readable_time
+from pipeline.commands.output import counted, readable_bytes, readable_time
 
 if TYPE_CHECKING:
     from pipeline.planning import Plan
@@ -69,6 +69,55 @@ class ProgressDisplay:
         print(words, file=sys.stderr, flush=True)  # noqa: T201
 
     def __enter__(self) -> "ProgressDisplay":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+class StepDisplay:
+    """Shows how far one of a number of steps is, on standard error: a bar on a terminal, now and then a line.
+
+    Parameters
+    ----------
+    words
+        What the steps are.
+    quiet
+        Show nothing.
+    as_bytes
+        Steps are bytes.
+    """
+
+    def __init__(self, words: str, *, quiet: bool = False, as_bytes: bool = False) -> None:
+        self._words = words
+        self._quiet = quiet
+        self._format = readable_bytes if as_bytes else "{:,}".format
+        self._console = Console(stderr=True, highlight=False)
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._begun = time.monotonic()
+        self._next_line = self._begun + LINE_EVERY_S
+
+    def update(self, done: int, total: int) -> None:
+        """Show the newest figures."""
+        if self._quiet or not total:
+            return
+        elapsed_s = time.monotonic() - self._begun
+        left = f", {readable_time(elapsed_s / done * (total - done))} left" if done else ""
+        words = f"{self._format(done)} of {self._format(total)} {self._words}{left}"
+        if self._console.is_terminal:
+            if self._bar is None:
+                self._bar = Progress(BarColumn(), TextColumn("{task.description}"), console=self._console)
+                self._bar.start()
+                self._task = self._bar.add_task("", total=total)
+            if self._task is not None:
+                self._bar.update(self._task, description=words, completed=done, total=total)
+        elif time.monotonic() >= self._next_line:
+            print(words, file=sys.stderr, flush=True)  # noqa: T201
+            self._next_line = time.monotonic() + LINE_EVERY_S
+
+    def __enter__(self) -> "StepDisplay":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -25,7 +25,7 @@ def status(catalog: CatalogOption = DEFAULT_CATALOG, as_json: JsonOption = False
         return
     out = console()
     out.print(short_path(str(store.location)))
-    notes = [f"{facts[key]:,} {key}" for key in ("failed", "truncated", "gone") if facts[key]]
+    notes = [f"{facts[key]:,} {key}" for key in ("failed", "truncated", "gone", "forgotten") if facts[key]]
     out.print(", ".join([counted(facts["tracks"], "track"), f"{facts['hours']:.2f} h", *notes]))
     out.print(f"{counted(facts['parts'], 'part')}, {readable_bytes(facts['bytes'])}")
     orphans = [

@@ -1,16 +1,29 @@
 """What was forgotten for good: which rows of which parts, so that not even the past shows them.
 
-    <store>/erased/<id>.json     {"spans": [{"part", "row_start", "n_chunks"}], "track_ids": [...], "done": bool}
+    <store>/erased/<id>.json     {"spans": [{"part", "row_start", "n_chunks"}], "blocked": [...],
+                                  "track_ids": [...], "done": bool}
 
 The file is written before anything else happens, and it is done when the rows are gone from the index and
-from the shards; a kill in between leaves it for the next command that writes. Then the names go from it too.
+from the shards; a kill in between leaves it for the next command that writes. Then the names go from it too,
+and what stays of them are hashes, by which the next extraction leaves their files alone.
 """
 
+import hashlib
 import json
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 from pipeline.errors import StoreDamagedError
+from pipeline.store.lineage import provenance
 from pipeline.store.location import Location
+from pipeline.store.parts import PARTS, part_key
+from pipeline.store.shards import blank_rows
+
+if TYPE_CHECKING:
+    from pipeline.store.index import Index
 
 ERASED = "erased"
 
@@ -34,6 +47,8 @@ class Erasure:
         Of its file.
     spans
         Rows to erase.
+    blocked
+        Hashes of the identifiers of tracks that are not to be extracted again.
     track_ids
         Tracks to remove from the index; emptied when it is done.
     done
@@ -42,6 +57,7 @@ class Erasure:
 
     key: str
     spans: tuple[Span, ...]
+    blocked: tuple[str, ...]
     track_ids: tuple[str, ...] = ()
     done: bool = False
 
@@ -49,14 +65,22 @@ class Erasure:
         """Write it, atomically."""
         content = {
             "spans": [asdict(span) for span in self.spans],
+            "blocked": list(self.blocked),
             "track_ids": list(self.track_ids),
             "done": self.done,
         }
         location.write(self.key, json.dumps(content).encode())
 
-    def finished(self) -> "Erasure":
-        """Return it as done, without the names."""
-        return replace(self, track_ids=(), done=True)
+
+def new_erasure(spans: Iterable[Span], track_ids: Sequence[str]) -> Erasure:
+    """Return an erasure that is still to be done."""
+    key = f"{ERASED}/{uuid.uuid4().hex}.json"
+    return Erasure(key, tuple(spans), tuple(name_hash(name) for name in track_ids), tuple(track_ids))
+
+
+def name_hash(track_id: str) -> str:
+    """Return by what a forgotten track is recognised."""
+    return hashlib.sha256(track_id.encode()).hexdigest()
 
 
 def erasures(location: Location) -> list[Erasure]:
@@ -75,7 +99,8 @@ def erasures(location: Location) -> list[Erasure]:
         try:
             content = json.loads(location.read(key))
             spans = tuple(Span(**span) for span in content["spans"])
-            found.append(Erasure(key, spans, tuple(content["track_ids"]), bool(content["done"])))
+            blocked, track_ids = tuple(content["blocked"]), tuple(content["track_ids"])
+            found.append(Erasure(key, spans, blocked, track_ids, bool(content["done"])))
         except (ValueError, KeyError, TypeError) as error:
             raise StoreDamagedError(
                 f"{location}/{key}: not an erasure ({error}). Restore it from a backup."
@@ -86,3 +111,67 @@ def erasures(location: Location) -> list[Erasure]:
 def erased_spans(location: Location) -> set[tuple[str, int]]:
     """Return part and first row of every erased track."""
     return {(span.part, span.row_start) for erasure in erasures(location) for span in erasure.spans}
+
+
+def blocked_hashes(location: Location) -> set[str]:
+    """Return the hashes of the identifiers of all forgotten tracks."""
+    return {name for erasure in erasures(location) for name in erasure.blocked}
+
+
+def complete_erasures(index: "Index") -> None:
+    """Do what is still to be done of every erasure; to be called by whoever holds the lock."""
+    for erasure in erasures(index.location):
+        if not erasure.done:
+            _complete(index, erasure)
+
+
+def _complete(index: "Index", erasure: Erasure) -> None:
+    location = index.location
+    rows = index.tracks(["track_id"])["track_id"]
+    still_there = sorted(set(rows[rows.isin(erasure.track_ids)]))
+    if still_there:
+        # The log is kept for ever, so the command as typed, with the names in it, must not be in it.
+        index.commit(removed=still_there, provenance=provenance("mirstore forget"))
+    by_part: dict[str, list[Span]] = defaultdict(list)
+    for span in erasure.spans:
+        by_part[span.part].append(span)
+    for part, spans in by_part.items():
+        _erase(location, part, spans)
+    _delete_leftovers(index, erasure.track_ids)
+    replace(erasure, track_ids=(), done=True).write(location)
+
+
+def _erase(location: Location, part: str, spans: Sequence[Span]) -> None:
+    """Erase rows from every array of a part, and the names of their tracks from its attributes."""
+    rows = [row for span in spans for row in range(span.row_start, span.row_start + span.n_chunks)]
+    for name in location.names(part_key(part)):
+        if "@" in name:
+            if location.exists(f"{part_key(part)}/{name}/zarr.json"):
+                blank_rows(location, part, name, rows)
+            else:  # left by a killed run
+                location.delete(f"{part_key(part)}/{name}")
+    try:
+        group = json.loads(location.read(f"{part_key(part)}/zarr.json"))
+    except FileNotFoundError:  # removed by gc since
+        return
+    starts = {span.row_start for span in spans}
+    for track in group["attributes"]["tracks"]:
+        if track["row_start"] in starts:
+            track["track_id"] = None
+    location.write(f"{part_key(part)}/zarr.json", json.dumps(group).encode())
+
+
+def _delete_leftovers(index: "Index", track_ids: Sequence[str]) -> None:
+    """Delete parts of killed runs that hold the tracks, or may: those without a list of their tracks."""
+    location = index.location
+    named = set(index.arrays_since(index.format.oldest_snapshot)["part"])
+    for part in location.names(PARTS):
+        if part in named:
+            continue
+        try:
+            tracks = json.loads(location.read(f"{part_key(part)}/zarr.json"))["attributes"]["tracks"]
+            holds = any(track["track_id"] in track_ids for track in tracks)
+        except (FileNotFoundError, ValueError, KeyError):
+            holds = True
+        if holds:
+            location.delete(part_key(part))

@@ -31,6 +31,7 @@ from pipeline.errors import (
     StoreWriteError,
     UnknownNameError,
 )
+from pipeline.store.erasures import complete_erasures
 from pipeline.store.folder import REFUSALS
 from pipeline.store.lineage import counted, provenance
 from pipeline.store.location import Location, Lock, location_of
@@ -269,6 +270,7 @@ class Index:
                 self.commit(provenance=provenance("recovery"))
         if self.format.version < FORMAT:
             self._upgrade()
+        complete_erasures(self)
 
     def _upgrade(self) -> None:
         with self._committing():
@@ -290,13 +292,25 @@ class Index:
                 return number
         return self.format.oldest_snapshot
 
-    def vacuum(self, keep_s: float) -> None:
-        """Remove files of the tables that only snapshots name that were superseded that long ago."""
+    def vacuum(self, keep_s: float, *, kept: int) -> None:
+        """Remove files of the tables that only snapshots name that were superseded that long ago.
+
+        Parameters
+        ----------
+        keep_s
+            Files superseded since then stay.
+        kept
+            The oldest snapshot that is to stay readable.
+        """
         hours = math.ceil(keep_s / 3600.0)
         with self._committing():
             for table in (self._arrays, self._tracks):
-                about = self._about(provenance("gc"), "{}") if table is self._tracks else None
-                table.vacuum(hours, dry_run=False, enforce_retention_duration=False, commit_properties=about)
+                if table.vacuum(hours, dry_run=True, enforce_retention_duration=False):
+                    self.keep_from(kept)
+                    about = self._about(provenance("gc"), "{}") if table is self._tracks else None
+                    table.vacuum(
+                        hours, dry_run=False, enforce_retention_duration=False, commit_properties=about
+                    )
 
     def keep_from(self, snapshot: int) -> None:
         """Say that snapshots before this one can no longer be read."""

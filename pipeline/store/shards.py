@@ -11,7 +11,8 @@ Reading checks what there is to check: the index's checksum, each row's, and the
 
 import json
 import struct
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from types import TracebackType
 from typing import Any, Self
@@ -229,7 +230,7 @@ class ShardReader:
 
     def __init__(self, location: Location, part: str, array: str) -> None:
         self._location = location
-        self._name = f"part {part}, array {array}"
+        self.name = f"part {part}, array {array}"
         self._key = f"parts/{part}/{array}"
         try:
             self.metadata: dict[str, Any] = json.loads(location.read(f"{self._key}/zarr.json"))
@@ -238,7 +239,7 @@ class ShardReader:
             self._rows_per_shard = _rows_per_shard(self.metadata)
         except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise StoreDamagedError(
-                f"{self._name}: cannot be opened ({' '.join(str(error).split())}). "
+                f"{self.name}: cannot be opened ({' '.join(str(error).split())}). "
                 "Restore the part from a backup."
             ) from error
         self.n_rows, self.row_shape = shape[0], shape[1:]
@@ -273,8 +274,8 @@ class ShardReader:
         flat = out.reshape(len(found), -1) if found else out
         for number, encoded in enumerate(found):
             if encoded is None:
-                raise StoreError(f"{self._name}: row {start + number} was erased (`mirstore forget`).")
-            self._decode(encoded, flat[number], start + number)
+                raise StoreError(f"{self.name}: row {start + number} was erased (`mirstore forget`).")
+            self.decode(encoded, flat[number], start + number)
         return out
 
     def erased(self, start: int, stop: int) -> NDArray[np.bool_]:
@@ -285,14 +286,15 @@ class ShardReader:
         slot: NDArray[np.uint64] = self._index(row // self._rows_per_shard)[row % self._rows_per_shard]
         return slot
 
-    def _decode(self, encoded: bytes, into: NDArray[Any], row: int) -> None:
+    def decode(self, encoded: bytes, into: NDArray[Any], row: int) -> None:
+        """Decompress a row of `encoded` into an array of a row's size; `row` is its number, for the error."""
         try:
             blosc.decompress(memoryview(encoded)[:-4], into)
         except (RuntimeError, ValueError) as error:
             raise self._damaged(f"row {row} cannot be decompressed") from error
 
     def _damaged(self, what: str) -> StoreDamagedError:
-        return StoreDamagedError(f"{self._name}: {what}. Restore the part from a backup.")
+        return StoreDamagedError(f"{self.name}: {what}. Restore the part from a backup.")
 
     def _index(self, shard: int) -> NDArray[np.uint64]:
         index = self._indexes.get(shard)
@@ -314,6 +316,20 @@ class ShardReader:
         if len(content) != length + 4 or not _is_intact(content):
             raise self._damaged(f"the index of shard {shard} is damaged (a checksum does not match)")
         return np.frombuffer(content, dtype="<u8", count=2 * self._rows_per_shard).reshape(-1, 2)
+
+    def blank(self, shard: int, slots: Sequence[int]) -> None:
+        """Erase rows of one shard; see `blank_rows`."""
+        index = self._read_index(shard).copy()
+        content = bytearray(self._location.read(self._shard_key(shard)))
+        for slot in slots:
+            offset, length = (int(number) for number in index[slot])
+            if offset != _MISSING:
+                content[offset : offset + length] = bytes(length)
+                index[slot] = _MISSING
+        encoded = index.tobytes()
+        content[len(content) - len(encoded) - 4 :] = encoded + _checksum(encoded)
+        self._location.write(self._shard_key(shard), bytes(content))
+        self._indexes.pop(shard, None)
 
     def _shard_key(self, shard: int) -> str:
         return _shard_key(self._key, shard, 1 + len(self.row_shape))
@@ -365,6 +381,33 @@ class ShardReader:
                 raise self._damaged(f"row {number} is damaged (a checksum does not match)")
             rows.append(row)
         return rows
+
+
+def blank_rows(location: Location, part: str, array: str, rows: Iterable[int]) -> None:
+    """Erase rows of an array for good; the other rows stay where they are.
+
+    Each shard is replaced atomically by one in which the rows' bytes are zeros and its index says that they
+    are not there. A reader that still has the old index finds zeros, which no checksum fits, and looks again.
+
+    Parameters
+    ----------
+    location, part, array
+        The array.
+    rows
+        Row numbers; those past the end are ignored.
+
+    Raises
+    ------
+    StoreDamagedError
+        If a shard's index cannot be read.
+    """
+    reader = ShardReader(location, part, array)
+    by_shard: dict[int, list[int]] = defaultdict(list)
+    for row in rows:
+        if row < reader.n_rows:
+            by_shard[row // reader.rows_per_shard].append(row % reader.rows_per_shard)
+    for shard, slots in by_shard.items():
+        reader.blank(shard, slots)
 
 
 class StoredRows:

@@ -1,21 +1,15 @@
-"""Upkeep of a store: what is in it, and removing what no commit names."""
+"""What is in a store, in numbers."""
 
-import time
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from pipeline.store.index import writable_index
-from pipeline.store.lineage import command_line
-from pipeline.store.location import Location, Stored, location_of
+from pipeline.store.erasures import blocked_hashes
+from pipeline.store.location import Location
 from pipeline.store.parts import PARTS
 from pipeline.store.reading import FeatureStore
 
-GRACE_S = 3600.0
-KEEP_S = 7 * 86_400.0
 KIND_ORDER = {"audio": 0, "log_mel": 1, "mfcc": 2, "cnn": 3}
 
 
@@ -63,6 +57,7 @@ def summary(store: FeatureStore) -> dict[str, Any]:
         "gone": int((rows["status"] == "gone").sum()),
         "truncated": int(rows["truncated"].notna().sum()),
         "failed": len(store.failures),
+        "forgotten": len(blocked_hashes(store.location)),
         "parts": int(store.arrays["part"].nunique()),
         "orphan_parts": sum("/" not in name for name in orphans),
         "orphan_arrays": sum("/" in name for name in orphans),
@@ -97,79 +92,3 @@ def unnamed_keys(location: Location, arrays: pd.DataFrame) -> list[str]:
             found = location.names(f"{PARTS}/{part}")
             keys += [f"{part}/{name}" for name in found if "@" in name and name not in named[part]]
     return keys
-
-
-@dataclass(frozen=True, slots=True)
-class Orphan:
-    """Something below ``parts/`` that no snapshot that is kept names."""
-
-    name: str
-    bytes: int
-    age_s: float
-    removed: bool
-
-
-def _unnamed(location: Location, arrays: pd.DataFrame) -> Mapping[str, list[Stored]]:
-    """Return the files of what the index does not name, by ``part`` or ``part/array``, from one walk."""
-    named: dict[str, set[str]] = defaultdict(set)
-    for part, array in zip(arrays["part"], arrays["array"], strict=True):
-        named[part].add(array)
-    found: dict[str, list[Stored]] = defaultdict(list)
-    for stored in location.walk(PARTS):
-        _, part, name, *_ = [*stored.key.split("/"), ""]
-        if part not in named:
-            found[part].append(stored)
-        elif "@" in name and name not in named[part]:
-            found[f"{part}/{name}"].append(stored)
-    return found
-
-
-def collect_garbage(
-    place: "str | Location", *, grace_s: float = GRACE_S, keep_s: float = KEEP_S, dry_run: bool = False
-) -> list[Orphan]:
-    """Remove what killed runs left, and what only snapshots name that are not kept any more.
-
-    Parameters
-    ----------
-    place
-        Of the store.
-    grace_s
-        Leave alone what changed within so many seconds: a job may be writing it.
-    keep_s
-        Snapshots that were the newest within so many seconds stay readable; older ones do not.
-    dry_run
-        Only report.
-
-    Returns
-    -------
-    list of Orphan
-
-    Raises
-    ------
-    StoreLockedError
-        If another command is writing.
-    StoreWriteError
-        If the file system refuses.
-    """
-    location = location_of(place)
-    with writable_index(location, command_line("gc")) as index:
-        kept = index.oldest_within(keep_s)
-        unnamed = _unnamed(location, index.arrays_since(kept))
-        now = max(time.time(), max((s.modified_s for files in unnamed.values() for s in files), default=0.0))
-        orphans = []
-        superseded = False
-        known = set(index.arrays_since(index.format.oldest_snapshot)["part"])
-        for name, files in sorted(unnamed.items()):
-            age_s = now - max((stored.modified_s for stored in files), default=0.0)
-            remove = age_s >= grace_s
-            superseded |= remove and name.partition("/")[0] in known
-            orphans.append(Orphan(name, sum(stored.size for stored in files), age_s, remove and not dry_run))
-        if dry_run:
-            return orphans
-        if superseded:  # said before it is true, so that a kill in between leaves no snapshot half readable
-            index.keep_from(kept)
-        for orphan in orphans:
-            if orphan.removed:
-                location.delete(f"{PARTS}/{orphan.name}")
-        index.vacuum(keep_s)
-    return orphans

@@ -1,0 +1,48 @@
+"""``mirstore compact``: rewrite parts that are mostly dead, merge small ones."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from pipeline.commands.output import (
+    DEFAULT_CATALOG,
+    CatalogOption,
+    JsonOption,
+    console,
+    counted,
+    print_json,
+    readable_bytes,
+)
+from pipeline.commands.progress import StepDisplay
+
+
+def compact(
+    catalog: CatalogOption = DEFAULT_CATALOG,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Rewrite parts of which less than 70 % is live, and merge small ones.
+
+    Readers are not disturbed, and older snapshots keep what they name: `gc` frees the bytes later.
+    """
+    from pipeline.catalog import load_catalog
+    from pipeline.store.compaction import compact as compact_store
+
+    with StepDisplay("parts written", quiet=as_json) as display:
+        report = compact_store(load_catalog(catalog).store, dry_run=dry_run, on_progress=display.update)
+    if as_json:
+        print_json(asdict(report))
+    elif not report.rewritten + report.emptied and not report.damage:
+        console().print("Nothing to compact.")
+    else:
+        would = "would be " if dry_run else ""
+        console().print(
+            f"{counted(report.rewritten, 'part')} {would}rewritten into {report.made:,}, "
+            f"{report.emptied:,} without live rows {would}dropped: {report.rows:,} rows copied, "
+            f"{report.dead_rows:,} left behind. `mirstore gc` frees {readable_bytes(report.freed_bytes)}."
+        )
+    for line in report.damage:
+        typer.echo(f"mirstore: {line}", err=True)
+    if report.damage:
+        raise typer.Exit(1)

@@ -1,0 +1,37 @@
+"""``mirstore drop``: drop one version of a feature."""
+
+from typing import Annotated
+
+import typer
+
+from pipeline.commands.output import (
+    DEFAULT_CATALOG,
+    CatalogOption,
+    JsonOption,
+    console,
+    print_json,
+    readable_bytes,
+)
+
+
+def drop(
+    version: Annotated[
+        str, typer.Argument(metavar="FEATURE@VERSION", help="As `mirstore features` lists it.")
+    ],
+    catalog: CatalogOption = DEFAULT_CATALOG,
+    force: Annotated[
+        bool, typer.Option("--force", help="Even if the catalog asks for it or models use it.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Drop one version of a feature. Older snapshots still have it until `gc` frees its bytes."""
+    from pipeline.catalog import load_catalog
+    from pipeline.store import removal
+
+    loaded = load_catalog(catalog)
+    wanted = [feature.fingerprint for feature in loaded.resolved_features().values()]
+    name, fingerprint, size = removal.drop(loaded.store, version, wanted=wanted, force=force)
+    if as_json:
+        print_json({"feature": name, "fingerprint": fingerprint, "bytes": size})
+    else:
+        console().print(f"{name}@{fingerprint} dropped; `mirstore gc` frees its {readable_bytes(size)}.")

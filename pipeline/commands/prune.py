@@ -1,0 +1,39 @@
+"""``mirstore prune``: remove the tracks whose file has gone."""
+
+from typing import Annotated
+
+import typer
+
+from pipeline.commands.output import (
+    DEFAULT_CATALOG,
+    CatalogOption,
+    JsonOption,
+    console,
+    counted,
+    print_json,
+)
+
+
+def prune(
+    catalog: CatalogOption = DEFAULT_CATALOG,
+    collection: Annotated[
+        str | None, typer.Option("--collection", metavar="NAME", help="Only of this collection.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove the tracks whose file has gone. Older snapshots still have them.
+
+    Their bytes are freed by `compact`, then `gc`.
+    """
+    from pipeline.catalog import load_catalog
+    from pipeline.store.removal import prune as prune_tracks
+
+    names = prune_tracks(load_catalog(catalog).store, collection=collection, dry_run=dry_run)
+    if as_json:
+        print_json(names)
+        return
+    out = console()
+    for name in names:
+        out.print(name, markup=False)
+    out.print(f"{counted(len(names), 'track')} {'would be ' if dry_run else ''}removed.")

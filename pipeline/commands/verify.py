@@ -1,0 +1,61 @@
+"""``mirstore verify``: read everything again."""
+
+from typing import Annotated
+
+import typer
+
+from pipeline.commands.output import (
+    DEFAULT_CATALOG,
+    CatalogOption,
+    JsonOption,
+    console,
+    counted,
+    print_json,
+    print_table,
+    readable_bytes,
+)
+from pipeline.commands.progress import StepDisplay
+
+
+def verify(
+    catalog: CatalogOption = DEFAULT_CATALOG,
+    snapshot: Annotated[
+        int | None, typer.Option("--snapshot", metavar="N", help="Of this snapshot. [default: the newest]")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Read every row, check every checksum, compare index and parts. Exit code 1 if something is wrong."""
+    from pipeline.catalog import load_catalog
+    from pipeline.store.verification import verify as verify_store
+
+    with StepDisplay("bytes", quiet=as_json, as_bytes=True) as display:
+        report = verify_store(load_catalog(catalog).store, snapshot=snapshot, on_progress=display.update)
+    if as_json:
+        problems = report.problems.astype(object)
+        print_json(
+            {
+                "problems": problems.where(problems.notna(), None).to_dict(orient="records"),
+                "tracks": report.tracks,
+                "parts": report.parts,
+                "arrays": report.arrays,
+                "rows": report.rows,
+                "bytes": report.bytes,
+            }
+        )
+    else:
+        if not report.is_sound:
+            print_table(
+                ["part", "array", "tracks", "problem"],
+                [
+                    [row.part or "", row.array or "", f"{row.tracks:,}", row.problem]
+                    for row in report.problems.itertuples(index=False)
+                ],
+                right=["tracks"],
+            )
+        console().print(
+            f"{counted(report.tracks, 'track')}, {counted(report.parts, 'part')}, "
+            f"{counted(report.arrays, 'array')}, {counted(report.rows, 'row')}, {readable_bytes(report.bytes)}: "
+            f"{'nothing is wrong' if report.is_sound else counted(len(report.problems), 'problem')}."
+        )
+    if not report.is_sound:
+        raise typer.Exit(1)

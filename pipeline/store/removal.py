@@ -1,0 +1,205 @@
+"""Taking away: tracks whose file has gone, tracks that are to be forgotten, versions of features."""
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import pandas as pd
+from pyarrow import parquet
+
+from pipeline.errors import StoreError, UnknownNameError, did_you_mean
+from pipeline.store.erasures import Span, complete_erasures, erasures, name_hash, new_erasure
+from pipeline.store.index import Index, writable_index
+from pipeline.store.lineage import command_line, provenance
+from pipeline.store.location import Location
+
+_SPAN = ["track_id", "part", "row_start", "n_chunks"]
+
+
+def prune(place: "str | Location", *, collection: str | None = None, dry_run: bool = False) -> list[str]:
+    """Remove the tracks whose file has gone; older snapshots still have them.
+
+    Parameters
+    ----------
+    place
+        Of the store.
+    collection
+        Only of this collection; None for all.
+    dry_run
+        Only report.
+
+    Returns
+    -------
+    list of str
+        Identifiers of the tracks, sorted. Their bytes go with ``mirstore compact`` and ``mirstore gc``.
+
+    Raises
+    ------
+    StoreLockedError, StoreWriteError
+        If the store cannot be written.
+    """
+    with writable_index(place, command_line("prune")) as index:
+        rows = index.tracks(["track_id", "collection", "status"])
+        gone = rows["status"] == "gone"
+        if collection is not None:
+            gone &= rows["collection"] == collection
+        names = sorted(rows.loc[gone, "track_id"])
+        if names and not dry_run:
+            index.commit(removed=names, provenance=provenance(command_line("prune")))
+    return names
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What ``mirstore forget`` did: identifiers, and how many chunks of how many parts were erased."""
+
+    track_ids: tuple[str, ...]
+    chunks: int
+    parts: int
+
+
+def forget(place: "str | Location", track_ids: Sequence[str]) -> Forgotten:
+    """Delete tracks for good: their rows in every part, in every snapshot.
+
+    The next extraction leaves their files alone, until `allow` is called. Their names and labels stay in the
+    tables of older snapshots until ``mirstore gc`` removes these.
+
+    Parameters
+    ----------
+    place
+        Of the store.
+    track_ids
+        Identifiers.
+
+    Raises
+    ------
+    UnknownNameError
+        If the store has no such track; then nothing is forgotten.
+    StoreLockedError, StoreWriteError, StoreDamagedError
+        If the store cannot be written, or a shard's index cannot be read; run again after mending it.
+    """
+    with writable_index(place, "mirstore forget") as index:
+        known = set(index.tracks(["track_id"])["track_id"])
+        for name in track_ids:
+            if name not in known:
+                raise UnknownNameError(
+                    f"{index.location} has no track {name!r}.{did_you_mean(name, known)} Nothing was forgotten."
+                )
+        spans = _spans_ever(index, set(track_ids))
+        new_erasure(spans, sorted(set(track_ids))).write(index.location)
+        complete_erasures(index)
+    return Forgotten(
+        tuple(sorted(set(track_ids))),
+        sum(span.n_chunks for span in spans),
+        len({span.part for span in spans}),
+    )
+
+
+def allow(place: "str | Location", track_ids: Sequence[str]) -> None:
+    """Let the next extraction take forgotten tracks again, as new ones.
+
+    Raises
+    ------
+    UnknownNameError
+        If one of them was not forgotten.
+    """
+    with writable_index(place, "mirstore forget --allow") as index:
+        recorded = erasures(index.location)
+        for name in track_ids:
+            if not any(name_hash(name) in erasure.blocked for erasure in recorded):
+                raise UnknownNameError(f"{name!r} was not forgotten in {index.location}.")
+        hashes = {name_hash(name) for name in track_ids}
+        for erasure in recorded:
+            blocked = tuple(name for name in erasure.blocked if name not in hashes)
+            if blocked != erasure.blocked:
+                replace(erasure, blocked=blocked).write(index.location)
+
+
+def _spans_ever(index: Index, track_ids: set[str]) -> list[Span]:
+    """Return all rows that tracks have, or had under this or another name, in any snapshot."""
+    history = pd.concat(list(_tables_ever(index)), ignore_index=True)
+    history = history[history["part"].notna()].drop_duplicates(["track_id", "part", "row_start"])
+    spans = list(zip(history["part"], history["row_start"], strict=True))
+    history = history.assign(span=spans)
+    names, found = set(track_ids), pd.DataFrame()
+    while True:  # a moved track had the same rows under another name, and other rows before
+        found = history[history["track_id"].isin(names)]
+        aliases = set(history.loc[history["span"].isin(set(found["span"])), "track_id"])
+        if aliases <= names:
+            break
+        names |= aliases
+    others = index.tracks(_SPAN)
+    others = others[~others["track_id"].isin(track_ids) & others["part"].notna()]
+    kept = set(zip(others["part"], others["row_start"], strict=True))
+    found = found[~found["span"].isin(kept)].drop_duplicates(["part", "row_start"])
+    return [
+        Span(str(part), int(start), int(count))
+        for part, start, count in zip(found["part"], found["row_start"], found["n_chunks"], strict=True)
+    ]
+
+
+def _tables_ever(index: Index) -> Iterator[pd.DataFrame]:
+    """Return the rows of every file of the ``tracks`` table, superseded ones too."""
+    yield index.tracks(_SPAN)
+    for stored in index.location.walk("tracks"):
+        if stored.key.endswith(".parquet") and "/_delta_log/" not in stored.key:
+            content = io.BytesIO(index.location.read(stored.key))
+            yield parquet.ParquetFile(content).read(columns=_SPAN).to_pandas()
+
+
+def drop(
+    place: "str | Location",
+    version: str,
+    *,
+    wanted: Sequence[str] = (),
+    used_by: Callable[[str], Sequence[str]] = lambda _fingerprint: (),
+    force: bool = False,
+) -> tuple[str, str, int]:
+    """Drop one version of a feature; its bytes go with ``mirstore gc``.
+
+    Parameters
+    ----------
+    place
+        Of the store.
+    version
+        ``feature@fingerprint``.
+    wanted
+        Fingerprints that the catalog asks for.
+    used_by
+        Names of the models fitted from a fingerprint.
+    force
+        Drop it even if the catalog asks for it or models use it.
+
+    Returns
+    -------
+    feature, fingerprint : str
+    bytes : int
+
+    Raises
+    ------
+    UnknownNameError
+        If the store has no such version.
+    StoreError
+        If it is in use.
+    """
+    name, _, fingerprint = version.partition("@")
+    with writable_index(place, command_line("drop")) as index:
+        arrays = index.arrays(["feature", "fingerprint", "bytes"])
+        versions = sorted(set(arrays["feature"] + "@" + arrays["fingerprint"]))
+        if not fingerprint or version not in versions:
+            matching = [known for known in versions if known.partition("@")[0] == name]
+            hint = f" It has {', '.join(matching)}." if matching else did_you_mean(version, versions)
+            raise UnknownNameError(f"{index.location} has no version {version!r}.{hint}")
+        if fingerprint in wanted and not force:
+            raise StoreError(
+                f"{version} is what the catalog asks for, and the next extraction would compute it again. "
+                "Take it out of the catalog, or use --force."
+            )
+        models = used_by(fingerprint)
+        if models and not force:
+            raise StoreError(f"{version} is used by {', '.join(models)}. Remove these first, or use --force.")
+        size = int(arrays.loc[arrays["fingerprint"] == fingerprint, "bytes"].sum())
+        index.commit(
+            dropped=f"fingerprint = '{fingerprint}'", provenance=provenance(command_line(f"drop {version}"))
+        )
+    return name, fingerprint, size

@@ -1,0 +1,206 @@
+"""Verification: everything is read again and compared with its checksums and with the index."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import zarr
+
+from pipeline.errors import StoreDamagedError
+from pipeline.store.erasures import erased_spans
+from pipeline.store.index import Index
+from pipeline.store.location import Location
+from pipeline.store.parts import part_group, part_key
+from pipeline.store.shards import ShardReader
+
+ROWS_PER_READ = 64
+COLUMNS = ["part", "array", "tracks", "problem"]
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What a verification found.
+
+    Parameters
+    ----------
+    problems
+        `part`, `array` (None for the part as a whole), `tracks` (how many lie there) and `problem`, one line.
+    tracks, parts, arrays, rows, bytes
+        How much was looked at; bytes as stored.
+    """
+
+    problems: pd.DataFrame
+    tracks: int
+    parts: int
+    arrays: int
+    rows: int
+    bytes: int
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing is wrong."""
+        return not len(self.problems)
+
+
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    part: str | None
+    array: str | None
+    problem: str
+
+
+def verify(
+    place: "str | os.PathLike[str] | Location",
+    *,
+    snapshot: int | None = None,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> VerifyReport:
+    """Read every row of every array, and compare the index with the parts.
+
+    Nothing is locked: what a running extraction adds meanwhile is not looked at.
+
+    Parameters
+    ----------
+    place
+        Of the store.
+    snapshot
+        Which commit; None is the newest.
+    on_progress
+        Called with bytes done and bytes in all.
+
+    Returns
+    -------
+    VerifyReport
+
+    Raises
+    ------
+    StoreMissingError, StoreFormatError, StoreDamagedError
+        If the index itself cannot be read.
+    """
+    index = Index(place, snapshot)
+    erased = erased_spans(index.location)
+    tracks, arrays = index.tracks(), index.arrays()
+    spans = list(zip(tracks["part"], tracks["row_start"], strict=True))
+    tracks = tracks[[span not in erased for span in spans]]
+    placed = tracks[tracks["part"].notna()]
+    by_part = dict(iter(placed.groupby("part")))
+    problems = list(_problems_of_index(index, tracks, arrays))
+    done, total = 0, int(arrays["bytes"].sum())
+    with ThreadPoolExecutor(max(1, os.cpu_count() or 1)) as pool:
+        checks = {}
+        for row in arrays.to_dict(orient="records"):
+            checks[pool.submit(_problem_of_array, index, row, by_part.get(row["part"]))] = row["bytes"]
+        for part in sorted(set(arrays["part"])):
+            checks[pool.submit(_problem_of_part, index, part, by_part.get(part))] = 0
+        for check in as_completed(checks):
+            done += checks[check]
+            on_progress(done, total)
+            problem = check.result()
+            if problem is not None:
+                problems.append(problem)
+    table = pd.DataFrame(
+        [(p.part, p.array, len(by_part.get(p.part, ())), p.problem) for p in problems], columns=COLUMNS
+    )
+    return VerifyReport(
+        problems=table.sort_values(["part", "array"], na_position="first", ignore_index=True),
+        tracks=len(tracks),
+        parts=int(arrays["part"].nunique()),
+        arrays=len(arrays),
+        rows=int(arrays["rows"].sum()),
+        bytes=total,
+    )
+
+
+def _problem_of_array(index: Index, row: dict[str, Any], tracks: pd.DataFrame | None) -> _Problem | None:
+    """Read all rows of an array; return the first thing that is wrong."""
+    part, array = row["part"], row["array"]
+    try:
+        reader = ShardReader(index.location, part, array)
+        expected = (row["rows"], tuple(json.loads(row["row_shape"])), np.dtype(row["dtype"]))
+        found = (reader.n_rows, reader.row_shape, reader.dtype)
+        if found != expected:
+            return _Problem(part, array, f"the index says {_form(*expected)}, the part has {_form(*found)}")
+        owned = np.zeros(reader.n_rows, dtype=bool)
+        for start, count in _row_ranges(tracks):
+            owned[start : start + count] = True
+        out = np.empty((1, *reader.row_shape), dtype=reader.dtype)
+        for start in range(0, reader.n_rows, ROWS_PER_READ):
+            stop = min(reader.n_rows, start + ROWS_PER_READ)
+            for number, encoded in enumerate(reader.encoded(start, stop), start=start):
+                if encoded is not None:
+                    reader.decode(encoded, out, number)
+                elif owned[number]:
+                    return _Problem(part, array, f"row {number} of a track is not there")
+    except StoreDamagedError as error:
+        return _Problem(part, array, _reason(error))
+    return None
+
+
+def _form(rows: int, row_shape: tuple[int, ...], dtype: "np.dtype[Any]") -> str:
+    return f"{' x '.join(map(str, (rows, *row_shape)))} {dtype}"
+
+
+def _reason(error: StoreDamagedError) -> str:
+    """Return an error's text without the name of the array, which has a column of its own."""
+    return str(error).partition(": ")[2] or str(error)
+
+
+def _row_ranges(tracks: pd.DataFrame | None) -> Iterator[tuple[int, int]]:
+    if tracks is not None:
+        for start, count in zip(tracks["row_start"], tracks["n_chunks"], strict=True):
+            yield int(start), int(count)
+
+
+def _problem_of_part(index: Index, part: str, tracks: pd.DataFrame | None) -> _Problem | None:
+    """Compare a part's own description of its rows with the index."""
+    try:
+        described = {(t["row_start"], t["n_chunks"]) for t in part_group(index.location, part)["tracks"]}
+        valid = zarr.open_array(index.location.zarr(f"{part_key(part)}/valid_frames"), mode="r")[:]
+    except StoreDamagedError as error:
+        return _Problem(part, None, _reason(error))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        return _Problem(part, None, f"its coordinates cannot be read ({' '.join(str(error).split())})")
+    if tracks is None:
+        return None
+    for track_id, n_samples, (start, count) in zip(
+        tracks["track_id"], tracks["n_samples"], _row_ranges(tracks), strict=True
+    ):
+        if (start, count) not in described:
+            return _Problem(
+                part, None, f"the part does not know rows {start} to {start + count} of {track_id}"
+            )
+        expected = index.grid.valid_frames(int(n_samples))
+        if not np.array_equal(np.asarray(valid)[start : start + count], expected):
+            return _Problem(part, None, f"valid_frames of {track_id} are not those of its length")
+    return None
+
+
+def _problems_of_index(index: Index, tracks: pd.DataFrame, arrays: pd.DataFrame) -> Iterator[_Problem]:
+    """What is wrong within the index itself."""
+    for track_id in tracks.loc[tracks["track_id"].duplicated(), "track_id"].unique():
+        yield _Problem(None, None, f"{track_id} is in the index twice")
+    twice = arrays.duplicated(["part", "fingerprint"])
+    for part, array in zip(arrays.loc[twice, "part"], arrays.loc[twice, "array"], strict=True):
+        yield _Problem(part, array, "the index has this version of the part twice")
+    placed = tracks[tracks["part"].notna()].sort_values(["part", "row_start"])
+    lost = placed[~placed["part"].isin(arrays["part"])]
+    for part, rows in lost.groupby("part"):
+        yield _Problem(str(part), None, f"{len(rows)} tracks lie there, but the index has no array of it")
+    end = placed["row_start"] + placed["n_chunks"]
+    before = end.groupby(placed["part"]).shift()
+    for part, name in placed.loc[
+        (placed["row_start"] < before).fillna(False), ["part", "track_id"]
+    ].to_numpy():
+        yield _Problem(part, None, f"the rows of {name} are another track's too")
+    rows_of_part = arrays.groupby("part")["rows"].min().reindex(placed["part"]).to_numpy()
+    for part, name in placed.loc[(end > rows_of_part).fillna(False), ["part", "track_id"]].to_numpy():
+        yield _Problem(part, None, f"{name} has rows past the end of the part")
+    expected = np.array([index.grid.n_chunks(int(n)) for n in placed["n_samples"]], dtype=np.int64)
+    wrong = placed["n_chunks"].to_numpy(dtype=np.int64) != expected
+    for part, name in placed.loc[wrong, ["part", "track_id"]].to_numpy():
+        yield _Problem(part, None, f"{name} has another number of chunks than its length gives")
