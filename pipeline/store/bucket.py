@@ -214,6 +214,7 @@ def _reason(error: BaseException) -> str:
         "dns error": "the host name is not known",
         "169.254.169.254": "no credentials were found in the environment",
         "timed out": "no answer in time",
+        "builder error": "the address is plain http, which needs AWS_ALLOW_HTTP=true",
     }
     for mark, words in known.items():
         if mark in text:

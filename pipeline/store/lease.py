@@ -105,7 +105,11 @@ class Lease:
         with self._bucket._writing(KEY):
             try:
                 put = obstore.put(self._bucket.objects, KEY, self._content(), mode=mode)
-            except (AlreadyExistsError, PreconditionError, FileNotFoundError):
+            except (AlreadyExistsError, PreconditionError):
+                return False
+            except FileNotFoundError:
+                if mode == "create":  # no such bucket
+                    raise
                 return False
         self._e_tag, self._renewed = put["e_tag"], begun
         return True
