@@ -135,6 +135,12 @@ class Location(ABC):
             If another process holds it.
         """
 
+    def create(self, key: str, content: bytes) -> None:
+        """Write something new that nobody looks at yet; its name is durable after `sync`."""
+        writer = self.writer(key)
+        writer.write(content)
+        writer.close()
+
     def size(self, prefix: str) -> int:
         """Return the bytes of everything below a prefix."""
         return sum(stored.size for stored in self.walk(prefix))

@@ -118,7 +118,7 @@ class PartLayout:
         _write_coordinate(location, f"{key}/track_number", numbers.astype(np.int32), "chunk")
         _write_coordinate(location, f"{key}/frame", seconds, "frame", units="s")
         group = {"zarr_format": 3, "node_type": "group", "attributes": {"tracks": self._tracks}}
-        location.write(f"{key}/zarr.json", json.dumps(group).encode())
+        location.create(f"{key}/zarr.json", json.dumps(group).encode())
 
 
 def _write_coordinate(
@@ -137,7 +137,7 @@ def _write_coordinate(
         compressors=None,
     )
     for name, content in memory.items():
-        location.write(f"{key}/{name}", content.to_bytes())
+        location.create(f"{key}/{name}", content.to_bytes())
 
 
 class PartWriter:

@@ -131,7 +131,7 @@ class ShardWriter:
         """Close the last shard and write the metadata; the array is readable from here on."""
         self._close_shard()
         metadata = {**self.metadata, "shape": [self.n_rows, *self.metadata["shape"][1:]]}
-        self._location.write(f"{self.key}/zarr.json", json.dumps(metadata, indent=1).encode())
+        self._location.create(f"{self.key}/zarr.json", json.dumps(metadata, indent=1).encode())
 
     def abandon(self) -> None:
         """Close what is open, incomplete."""
