@@ -7,9 +7,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.errors import StoreError, UnknownNameError, did_you_mean
+from pipeline.store.chunk_table import read_chunks
+from pipeline.store.reading import as_values
 
 if TYPE_CHECKING:
     from pipeline.store.reading import FeatureStore
+
+CHUNKS_PER_READ = 4096
 
 
 def mean_embeddings(
@@ -37,13 +41,17 @@ def mean_embeddings(
     stored = store[feature]
     if len(stored.row_shape) != 1 or stored.kind == "audio":
         raise StoreError(f"{feature} is {stored.kind}, expected an embedding: one vector a chunk.")
-    track_ids = list(stored.tracks.index)
-    vectors = np.empty((len(track_ids), *stored.row_shape), dtype=np.float32)
-    for number, track_id in enumerate(track_ids):
-        # A last chunk that is mostly padding must not count as much as a full one.
-        weights = store.grid.valid_frames(int(store.track(track_id)["n_samples"]))
-        vectors[number] = np.average(stored.values(track_id), axis=0, weights=weights)
-    return track_ids, vectors
+    table = stored.chunks
+    # A last chunk that is mostly padding must not count as much as a full one.
+    weights = table.valid_frames.astype(np.float32)
+    sums = np.zeros((len(table.track_ids), *stored.row_shape), dtype=np.float32)
+    for start in range(0, len(table), CHUNKS_PER_READ):
+        stop = min(len(table), start + CHUNKS_PER_READ)
+        vectors = as_values(read_chunks(stored.rows, table, start, stop))
+        np.add.at(sums, table.track[start:stop], vectors * weights[start:stop, None])
+    totals = np.bincount(table.track, weights=weights, minlength=len(sums)).astype(np.float32)
+    has = totals > 0
+    return list(table.track_ids[has]), sums[has] / totals[has, None]
 
 
 def nearest_tracks(

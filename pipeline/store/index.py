@@ -6,6 +6,7 @@ are Delta's own atomic ones. Each commit of ``tracks`` is a snapshot, and names 
 ``arrays`` that belongs to it.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -244,7 +245,11 @@ class Index:
         for version in range(named[0] + 1, named[-1] + 1):
             if self._log_entry("arrays", version).get("operation") not in ("WRITE", "OPTIMIZE"):
                 wanted.add(max(other for other in named if other < version))
-        states = [_frame(self._open("arrays", version), ["part", "array"]) for version in sorted(wanted)]
+        states = [self.arrays(["part", "array"])]
+        for version in sorted(wanted - {self.arrays_version}):
+            # What another tool vacuumed cannot be read, and then neither can the snapshots that name it.
+            with contextlib.suppress(DeltaError, OSError, pa.ArrowException):
+                states.append(_frame(self._open("arrays", version), ["part", "array"]))
         return pd.concat(states, ignore_index=True).drop_duplicates(ignore_index=True)
 
     def _named_arrays_versions(self, snapshot: int) -> set[int]:
@@ -400,7 +405,8 @@ class Index:
         """Every row of the ``tracks`` table."""
         have = {field.name for field in self._tracks.schema().fields}
         wanted = list(columns or TRACKS_SCHEMA.names)
-        frame = _frame(self._tracks, [name for name in wanted if name in have])
+        with self._reading():
+            frame = _frame(self._tracks, [name for name in wanted if name in have])
         for name in wanted:
             if name not in have:  # written by an older format
                 frame[name] = pd.Series(None, index=frame.index, dtype="str")
@@ -408,7 +414,18 @@ class Index:
 
     def arrays(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """Every row of the ``arrays`` table."""
-        return _frame(self._arrays, columns)
+        with self._reading():
+            return _frame(self._arrays, columns)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except (DeltaError, OSError, pa.ArrowException) as error:
+            raise StoreDamagedError(
+                f"{self.location}, snapshot {self.version}: the index cannot be read "
+                f"({' '.join(str(error).split())}). Name a newer snapshot, or restore it from a backup."
+            ) from error
 
     def commit(
         self,
