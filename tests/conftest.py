@@ -1,12 +1,17 @@
 """Synthetic songs, a project around them, and one Dask cluster for all tests."""
 
 import contextlib
+import http.client
 import io
 import json
 import os
+import re
 import shutil
+import socket
 import subprocess
 import sys
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,11 +73,67 @@ def music(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def scheduler() -> Iterator[str]:
-    """Address of a Dask scheduler with two worker processes: starting one takes seconds."""
+def s3_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """File to which the S3 server writes a line for each request, before it answers."""
+    return tmp_path_factory.mktemp("s3") / "requests.log"
+
+
+@pytest.fixture(scope="session")
+def s3(s3_log: Path) -> Iterator[str]:
+    """Endpoint URL of an S3 server on this machine."""
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
+    with s3_log.open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as server:
+        try:
+            yield _answering(server, s3_log)
+        finally:
+            server.terminate()
+
+
+def _answering(server: "subprocess.Popen[bytes]", log: Path) -> str:
+    """Endpoint of a server that was started on any free port, once it can be connected to."""
+    for _ in range(600):
+        if announced := re.search(r"Running on (http://127\.0\.0\.1:(\d+))", log.read_text()):
+            socket.create_connection(("127.0.0.1", int(announced[2])), timeout=30).close()
+            return announced[1]
+        if server.poll() is not None:
+            break
+        time.sleep(0.05)
+    raise RuntimeError(f"the S3 server did not start: {log.read_text()}")
+
+
+def s3_environment(endpoint: str) -> dict[str, str]:
+    """Variables with which this process and workers reach the S3 server."""
+    return {
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ALLOW_HTTP": "true",
+    }
+
+
+@pytest.fixture
+def bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Name of an empty bucket of the S3 server, with the environment set to reach it."""
+    for name, value in s3_environment(s3).items():
+        monkeypatch.setenv(name, value)
+    name = f"bucket-{uuid.uuid4().hex}"
+    with contextlib.closing(http.client.HTTPConnection(s3.removeprefix("http://"), timeout=30)) as server:
+        server.request("PUT", f"/{name}")
+        assert server.getresponse().status == 200
+    return name
+
+
+@pytest.fixture(scope="session")
+def scheduler(s3: str) -> Iterator[str]:
+    """Address of a Dask scheduler with two worker processes: starting one takes seconds.
+
+    The workers, and those that Dask starts in their place, reach the S3 server.
+    """
     from distributed import LocalCluster
 
     with LocalCluster(
+        env=s3_environment(s3),
         n_workers=2,
         threads_per_worker=1,
         processes=True,
