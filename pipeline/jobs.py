@@ -163,6 +163,9 @@ def _extract_track(track: TrackRow, part: PartWriter, chain: FeatureChain, grid:
             decoder=stream.info.decoder,
             source_rate=stream.info.sample_rate,
             channels=stream.info.channels,
+            file_tags=json.dumps(dict(stream.info.tags), ensure_ascii=False, sort_keys=True)
+            if stream.info.tags
+            else None,
             peak=peak,
             n_samples=n_samples,
             duration_s=n_samples / grid.sample_rate,

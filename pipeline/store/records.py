@@ -31,6 +31,7 @@ class TrackRow:
     part: str | None = None
     row_start: int | None = None
     n_chunks: int | None = None
+    file_tags: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
