@@ -4,7 +4,6 @@ One song's way: scan -> plan -> (in a worker: decode -> chunks -> features -> pa
 Only this process commits, so no two writers ever meet in the index.
 """
 
-import hashlib
 import shlex
 import sys
 import time
@@ -19,8 +18,25 @@ import pandas as pd
 from pipeline.catalog import Catalog, load_catalog
 from pipeline.collections import Scan, scan
 from pipeline.definitions import Feature
-from pipeline.errors import CatalogError, ClusterError, StoreDamagedError, UnknownNameError, did_you_mean
-from pipeline.planning import Action, Plan, batches, estimated_rows, files_to_hash, plan, wanted_features
+from pipeline.errors import (
+    AudioError,
+    CatalogError,
+    ClusterError,
+    StoreDamagedError,
+    UnknownNameError,
+    did_you_mean,
+)
+from pipeline.planning import (
+    UNREAD,
+    Action,
+    Plan,
+    batches,
+    estimated_rows,
+    files_to_hash,
+    plan,
+    wanted_features,
+)
+from pipeline.remote_files import content_hash
 from pipeline.reports import ExtractReport, Progress
 from pipeline.store.files import write_lock
 from pipeline.store.index import Index
@@ -98,9 +114,8 @@ def _planned(
     hashes = {}
     for uri in files_to_hash(scanned.tracks, indexed):
         try:
-            with open(uri, "rb") as file:
-                hashes[uri] = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError:
+            hashes[uri] = content_hash(uri)
+        except (OSError, AudioError):
             continue  # extraction will meet it and say why
     return plan(
         scanned.tracks,
@@ -340,7 +355,7 @@ class _Run:
         before = _known_row(self.old, failed.track_id)
         if before.part is None:
             return failed
-        if failed.stage == "scan":  # nothing is known of the file, so the row still says what was stored
+        if failed.stage in UNREAD:  # nothing is known of the file, so the row still says what was stored
             return replace(before, status="failed", stage=failed.stage, reason=failed.reason)
         return replace(
             before,

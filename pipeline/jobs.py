@@ -1,6 +1,5 @@
 """What one Dask task does: whole tracks in, one part out; or one part in, more arrays of it out."""
 
-import hashlib
 import json
 import os
 import platform
@@ -21,8 +20,10 @@ from pipeline.computation import FeatureChain, arithmetic
 from pipeline.decoding import AudioStream, open_audio
 from pipeline.definitions import Feature
 from pipeline.errors import AudioError, StoreDamagedError, StoreError
+from pipeline.remote_files import local_copy
 from pipeline.store.parts import PartWriter, open_array, read_rows
 from pipeline.store.records import ArrayRow, TrackRow
+from pipeline.urls import is_url
 
 _LIBRARIES = ("mirstore", "numpy", "scipy", "torch", "soxr", "av", "soundfile", "zarr", "numcodecs")
 ROWS_PER_READ = 8
@@ -144,17 +145,16 @@ def _extract_track(track: TrackRow, part: PartWriter, chain: FeatureChain, grid:
     outcome: TrackRow
     try:
         begun = time.perf_counter()
-        with open(track.uri, "rb") as file:
-            content_hash = hashlib.file_digest(file, "sha256").hexdigest()
-        chain.seconds["hash"] += time.perf_counter() - begun
-        track = replace(track, content_hash=content_hash)
-        with open_audio(track.uri, sample_rate=grid.sample_rate) as stream:
-            counted = _CountedBlocks(stream)
-            for chunk, filled in chunks(counted, grid):
-                peak = max(peak, float(chunk[:filled].max()), -float(chunk[:filled].min()))
-                chain.push_audio(chunk)
-            chain.finish_track()
-            n_samples = counted.n_samples
+        with local_copy(track.uri) as (path, content_hash):
+            chain.seconds["fetch" if is_url(track.uri) else "hash"] += time.perf_counter() - begun
+            track = replace(track, content_hash=content_hash)
+            with open_audio(path, sample_rate=grid.sample_rate) as stream:
+                counted = _CountedBlocks(stream)
+                for chunk, filled in chunks(counted, grid):
+                    peak = max(peak, float(chunk[:filled].max()), -float(chunk[:filled].min()))
+                    chain.push_audio(chunk)
+                chain.finish_track()
+                n_samples = counted.n_samples
         outcome = replace(
             track,
             status="ok",
