@@ -283,8 +283,8 @@ def _explanation(error: Exception) -> Unreachable:
     text = str(error)
     code = re.search(r"status code: (\d{3}[ A-Za-z-]*)", text)
     s3_code = re.search(r"<Code>(\w{1,60})</Code>", text)
-    # Without credentials in the environment, those of a cloud's machine are asked for.
-    if "169.254.169.254" in text or "metadata.google.internal" in text:
+    # Without credentials in the environment, obstore asks for those of a cloud's machine.
+    if re.search("latest/api/token|latest/meta-data|computeMetadata|metadata/identity", text):
         return Unreachable(
             "there are no credentials in the environment (such as AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for a public bucket)"

@@ -65,7 +65,7 @@ class RemoteUrl:
     def below(self, path: str) -> "RemoteUrl":
         """Place of a relative path, given as it is, not escaped."""
         escaped = path if self.in_bucket else quote(path, safe="/")
-        return replace(self, path=f"{self.path}/{escaped}".lstrip("/"))
+        return replace(self, path=f"{self.path}/{escaped}" if self.path else escaped)
 
 
 def is_url(text: str) -> bool:
@@ -100,7 +100,7 @@ def remote_url(text: str) -> RemoteUrl:
     if scheme in WEB:
         parts = urlsplit(f"{scheme}://{rest}")
         host = parts.netloc.lower().removesuffix(_DEFAULT_PORTS[scheme])
-        path = quote(parts.path.lstrip("/"), safe=_KEPT)
+        path = quote(parts.path.removeprefix("/"), safe=_KEPT)
         query = quote(parts.query, safe=_KEPT + "?")
         parts.port  # noqa: B018 - raises if it is no number
     if not host:
