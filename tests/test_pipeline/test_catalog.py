@@ -193,7 +193,7 @@ def test_catalogs_made_in_python_are_checked_on_use() -> None:
         (
             "{path: ./music}",
             "{manifest: 'ftp://host/songs.csv'}",
-            "catalog.yaml:4: collections.demo.manifest: expected a URL of s3, gs, az, https or http, got ftp.",
+            "catalog.yaml:4: collections.demo.manifest: expected a URL of s3, gs, az, https or http, got 'ftp'.",
         ),
         (
             "{path: ./music}",

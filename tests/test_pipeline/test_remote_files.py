@@ -1,16 +1,20 @@
 """Files on an S3 server and on a web server of this machine: looked at, fetched, and found broken."""
 
 import hashlib
+import json
 import re
 import socket
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import timedelta
 from email.utils import formatdate
+from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
@@ -21,7 +25,9 @@ from hypothesis import strategies as st
 from obstore.store import S3Store
 
 from pipeline import remote_files
-from pipeline.errors import AudioError
+from pipeline.catalog import load_catalog
+from pipeline.collections import Scan, scan
+from pipeline.errors import AudioError, CatalogError
 from pipeline.remote_files import (
     Status,
     Unreachable,
@@ -79,7 +85,7 @@ def handler(site: Site) -> type[BaseHTTPRequestHandler]:
                 return self.refuse(503)
             if "no head" in site.faults and self.command == "HEAD":
                 return self.refuse(405)
-            if "denied" in site.faults:
+            if "denied" in site.faults or ("no get" in site.faults and self.command == "GET"):
                 return self.refuse(403)
             if path.startswith("/moved"):
                 return self.refuse(302, Location=path.removeprefix("/moved"))
@@ -358,3 +364,226 @@ def test_without_credentials(bucket: str, site: Site, monkeypatch: pytest.Monkey
     monkeypatch.setenv("AWS_METADATA_ENDPOINT", site.url)  # in place of a cloud's own
     with pytest.raises(Unreachable, match="no credentials in the environment"):
         list(listing(RemoteUrl("s3", bucket, "")))
+
+
+# --- collections -----------------------------------------------------------------------------------
+
+
+def scanned(folder: Path, **collection: object) -> Scan:
+    path = folder / "catalog.yaml"
+    audio = {"audio": {"kind": "audio"}}
+    path.write_text(
+        json.dumps({"version": 1, "store": "s", "collections": {"t": collection}, "features": audio})
+    )
+    return scan(load_catalog(path))
+
+
+def uris(found: Scan) -> dict[str, str]:
+    return dict(zip(found.tracks["track_id"], found.tracks["uri"], strict=True))
+
+
+def reasons(found: Scan) -> dict[str, str]:
+    return dict(zip(found.problems["track_id"], found.problems["reason"], strict=True))
+
+
+def test_a_prefix_is_a_folder(bucket: str, tmp_path: Path) -> None:
+    store = S3Store(bucket)
+    for name in ("a.ogg", "x/b.ogg", "x/live/c.ogg", "x/cover.jpg", "void.ogg"):
+        obstore.put(store, f"in/{name}", b"" if name == "void.ogg" else b"x")
+    urls = f"s3://{bucket}/in"
+    found = scanned(tmp_path, path=f"{urls}/", exclude=["**/live/**"])
+    assert uris(found) == {"t/a.ogg": f"{urls}/a.ogg", "t/x/b.ogg": f"{urls}/x/b.ogg"}
+    assert reasons(found) == {"t/void.ogg": "empty file"}
+
+
+def test_markers_of_folders_are_no_files(bucket: str, tmp_path: Path, s3: str) -> None:
+    obstore.put(S3Store(bucket), "album.ogg/a.ogg", b"x")
+    for key in ("album.ogg/", "none.ogg/"):  # obstore would drop the slash
+        with closing(HTTPConnection(s3.removeprefix("http://"), timeout=30)) as server:
+            server.request("PUT", f"/{bucket}/{key}")
+            assert server.getresponse().status == 200
+    found = scanned(tmp_path, path=f"s3://{bucket}", include=["**"])
+    assert list(uris(found)) == ["t/album.ogg/a.ogg"]
+    assert reasons(found) == {}
+
+
+def test_buckets_that_cannot_be_listed(bucket: str, tmp_path: Path) -> None:
+    obstore.put(S3Store(bucket), "in/a.ogg", b"x")
+    told = r"catalog.yaml:1: collections.t.path: there is nothing below s3://.*/out. Correct the URL"
+    with pytest.raises(CatalogError, match=told):
+        scanned(tmp_path, path=f"s3://{bucket}/out")
+    with pytest.raises(CatalogError, match=r"cannot be listed: the server answers 404 .*NoSuchBucket"):
+        scanned(tmp_path, path=f"s3://{bucket}-not")
+
+
+def test_manifests_name_files_anywhere(bucket: str, site: Site, tmp_path: Path) -> None:
+    store = S3Store(bucket)
+    for key in ("in/a b.ogg", "in/x/b.ogg", "out/c.ogg"):
+        obstore.put(store, key, b"x")
+    site.files = {"/d e.ogg": b"xx", "/void.ogg": b""}
+    (tmp_path / "local.ogg").write_bytes(b"x")
+    rows = [
+        "a b.ogg", f"s3://{bucket}/in/x/b.ogg", f"s3://{bucket}/out/c.ogg", f"{site.url}/d%20e.ogg?sig=secret",
+        "none.ogg", f"{site.url}/void.ogg",
+    ]  # fmt: skip
+    table = "uri,mood\n" + "".join(f"{row},calm\n" for row in rows)
+    host = site.url.removeprefix("http://")
+    expected = {
+        "t/a b.ogg": f"s3://{bucket}/in/a b.ogg",
+        "t/x/b.ogg": f"s3://{bucket}/in/x/b.ogg",
+        f"t/{bucket}/out/c.ogg": f"s3://{bucket}/out/c.ogg",
+        f"t/{host}/d e.ogg": f"{site.url}/d%20e.ogg?sig=secret",
+    }
+    broken = {"t/none.ogg": "there is no such file", f"t/{host}/void.ogg": "empty file"}
+    (tmp_path / "songs.csv").write_text(table)
+    obstore.put(store, "in/songs.csv", table.encode())
+    obstore.put(store, "elsewhere/songs.csv", table.encode())
+    for place in (
+        {"manifest": "songs.csv", "root": f"s3://{bucket}/in/"},
+        {"manifest": f"s3://{bucket}/in/songs.csv"},
+        {"manifest": f"s3://{bucket}/elsewhere/songs.csv", "root": f"s3://{bucket}/in"},
+    ):
+        found = scanned(tmp_path, **place)
+        assert uris(found) == dict(sorted(expected.items()))
+        assert reasons(found) == broken
+        assert set(found.tracks["labels"]) == {'{"mood": "calm"}'}
+    assert found.tracks["mtime_ns"].min() > 10**18
+    assert not [request for request in site.requests if request.startswith("GET")]
+
+
+def test_manifests_on_web_servers(site: Site, tmp_path: Path) -> None:
+    site.files = {
+        "/in/songs.csv": b"uri\na b.ogg\nx/50%.ogg\n",
+        "/in/a b.ogg": b"x",
+        "/in/x/50%.ogg": b"x",
+    }
+    found = scanned(tmp_path, manifest=f"{site.url}/in/songs.csv?sig=secret")
+    assert uris(found) == {
+        "t/a b.ogg": f"{site.url}/in/a%20b.ogg",
+        "t/x/50%25.ogg": f"{site.url}/in/x/50%25.ogg",
+    }
+    with pytest.raises(CatalogError, match=r"none\.csv: cannot be read: there is no such file") as error:
+        scanned(tmp_path, manifest=f"{site.url}/in/none.csv?sig=secret")
+    assert "secret" not in str(error.value)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "a b.ogg").write_bytes(b"x")
+    site.files["/in/songs.csv"] = b"uri\na b.ogg\n"
+    found = scanned(tmp_path, manifest=f"{site.url}/in/songs.csv", root="here")
+    assert uris(found) == {"t/a b.ogg": str(tmp_path / "here" / "a b.ogg")}
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ("https://me:secret@host/a.ogg", "row 2: uri: a URL cannot hold a user or a password."),
+        ("ftp://host/a.ogg", "row 2: uri: expected a URL of s3, gs, az, https or http, got 'ftp'."),
+        ("s3://bucket", "row 2: uri: 's3://bucket' names no file."),
+        ("https://host/?sig=secret", "row 2: uri: 'https://host' names no file."),
+        (
+            "https://host/a.ogg?sig=secret\nhttps://host/a.ogg",
+            "row 3: uri: 'https://host/a.ogg' is there already",
+        ),
+        (
+            "https://host/a\nhttps://host/a?sig=secret",
+            r"row 3: uri: 'https://host/a' \(apart from what follows",
+        ),
+        ("/etc/passwd", "row 2: uri: '/etc/passwd' is a file of this machine. Set 'root' to a folder"),
+        ("file:///etc/passwd", "row 2: uri: '/etc/passwd' is a file of this machine."),
+        ("../a.ogg", "row 2: uri: '../a.ogg' leads out of s3://bucket/in."),
+    ],
+)
+def test_rows_that_are_refused(tmp_path: Path, rows: str, told: str) -> None:
+    (tmp_path / "songs.csv").write_text(f"uri\n{rows}\n")
+    with pytest.raises(CatalogError, match=told) as error:
+        scanned(tmp_path, manifest="songs.csv", root="s3://bucket/in")
+    assert "secret" not in str(error.value)
+
+
+# --- extraction ------------------------------------------------------------------------------------
+
+
+def upload(folder: Path, bucket: str) -> None:
+    for path in folder.rglob("*.*"):
+        obstore.put(S3Store(bucket), path.relative_to(folder).as_posix(), path)
+
+
+def test_songs_of_a_bucket_are_those_of_a_folder(project: Any, bucket: str, s3_log: Path) -> None:
+    upload(project.music, bucket)
+    project.write_catalog(demo="./music", cloud=f"s3://{bucket}")
+    report = project.extract()
+    assert (report.failures, report.songs) == (0, 12)
+    assert report.stage_s["fetch"] > 0
+    rows = project.rows()
+    local = {key: value for key, value in rows.items() if key[0].startswith("demo/")}
+    assert {
+        ("demo" + name[5:], feature): rows[name, feature] for name, feature in set(rows) - set(local)
+    } == local
+    tracks = project.store.tracks
+    assert tracks["uri"]["cloud/long.ogg"] == f"s3://{bucket}/long.ogg"
+    assert tracks["content_hash"]["cloud/long.ogg"] == tracks["content_hash"]["demo/long.ogg"]
+
+    before = len(requests(s3_log, bucket))
+    assert project.extract().songs == 0
+    asked = requests(s3_log, bucket)[before:]
+    assert [line for line in asked.splitlines() if line and "list-type=2" not in line] == []
+    assert "list-type=2" in asked
+
+    obstore.copy(S3Store(bucket), "long.ogg", "moved.ogg")
+    obstore.delete(S3Store(bucket), ["long.ogg", "eight.wav"])
+    obstore.put(S3Store(bucket), "native.flac", project.add_song("other.flac", seed=9))
+    (project.music / "other.flac").unlink()
+    assert project.plan() == {
+        "cloud/moved.ogg": ("move", "moved, same content"),
+        "cloud/eight.wav": ("mark gone", "the file is gone"),
+        "cloud/native.flac": ("extract", "the file has changed"),
+    }
+    assert project.extract().failures == 0
+    assert (
+        project.store["logmel"].stored("cloud/eight.wav").tobytes()
+        == rows["cloud/eight.wav", version(project)]
+    )
+
+
+def version(project: Any) -> str:
+    fingerprint = project.store["logmel"].fingerprint
+    return f"logmel@{fingerprint}"
+
+
+def test_a_server_in_trouble_costs_no_features(empty_project: Any, site: Site) -> None:
+    song = empty_project.add_song("a.flac").read_bytes()
+    other = empty_project.add_song("b.flac", seed=1, seconds=4.0).read_bytes()
+    site.files = {"/a.flac": song, "/b.flac": other}
+    (empty_project.folder / "songs.csv").write_text(f"uri\n{site.url}/a.flac\n{site.url}/b.flac?sig=one\n")
+    empty_project.write_catalog(web="./music")
+    catalog = empty_project.catalog.read_text().replace("{path: ./music}", "{manifest: songs.csv}")
+    empty_project.catalog.write_text(catalog)
+    assert empty_project.extract().songs == 2
+    name = f"web/{site.url.removeprefix('http://')}/a.flac"
+    rows = empty_project.rows()
+
+    site.faults = {"denied"}  # not even a look is had
+    assert empty_project.extract().failures == 2
+    assert set(empty_project.store.failures["reason"]) == {"access denied (403 Forbidden)"}
+    assert empty_project.rows() == rows
+    site.faults = set()
+    assert {action for action, _ in empty_project.plan().values()} == {"update"}
+    assert empty_project.extract().updated == 2
+
+    site.files["/a.flac"] = other  # a song that is seen to have changed, and cannot be fetched
+    site.faults = {"no get"}
+    assert empty_project.extract().failures == 1
+    assert empty_project.store.failures.loc[name].to_dict() == {
+        "uri": f"{site.url}/a.flac", "stage": "fetch", "reason": "access denied (403 Forbidden)"
+    }  # fmt: skip
+    assert empty_project.rows() == rows
+    site.faults = set()
+    assert empty_project.plan() == {name: ("extract", "failed before, the file has changed")}
+    assert empty_project.extract().songs == 1
+    assert len(empty_project.store.failures) == 0
+    assert empty_project.rows() != rows
+
+    site.requests.clear()
+    signed = (empty_project.folder / "songs.csv").read_text().replace("sig=one", "sig=two")
+    (empty_project.folder / "songs.csv").write_text(signed)
+    assert empty_project.extract().updated == 1  # another signature is the same song
+    assert sorted(site.requests) == ["HEAD /a.flac", "HEAD /b.flac?sig=two"]
