@@ -34,11 +34,10 @@ _RETRIES: Any = {
     "retry_timeout": timedelta(seconds=90),
 }
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_CHANGED = "the file changed while it was read"
 
 
 class Unreachable(Exception):  # noqa: N818 - becomes an error or a problem where it is known what was wanted
-    """Why a remote file cannot be had, in one line."""
+    """Why a remote file cannot be had, in one line; with `host_down`, why nothing of its host can."""
 
     def __init__(self, reason: str, *, host_down: bool = False) -> None:
         super().__init__(reason)
@@ -124,12 +123,11 @@ def pieces(url: RemoteUrl) -> Iterator[bytes]:
             yield from _stream(store, path)
             return
         yield content
-        # A weak tag never matches; then the versions below are what tells.
-        tag = first["e_tag"] if first["e_tag"] and not first["e_tag"].startswith("W/") else None
         for start in range(PIECE, first["size"], PIECE):
-            meta, content = _piece(store, path, start, tag)
+            meta, content = _piece(store, path, start)
+            # Not by If-Match, which weak tags never pass and many web servers do not know.
             if _version(meta) != _version(first):
-                raise Unreachable(_CHANGED)
+                raise Unreachable("the file changed while it was read")
             yield content
 
 
@@ -137,14 +135,12 @@ def _version(meta: "ObjectMeta") -> tuple[object, ...]:
     return meta["size"], meta["e_tag"], meta["last_modified"]
 
 
-def _piece(store: "ObjectStore", path: str, start: int, tag: str | None = None) -> "tuple[ObjectMeta, bytes]":
+def _piece(store: "ObjectStore", path: str, start: int) -> "tuple[ObjectMeta, bytes]":
     """One piece and what its answer says of the file; obstore asks again itself until an answer begins."""
     import obstore
     from obstore.exceptions import BaseError
 
     options: GetOptions = {"range": (start, start + PIECE)}
-    if tag is not None:
-        options["if_match"] = tag
     for wait_s in (*_WAITS_S, None):
         answer: GetResult = obstore.get(store, path, options=options)
         try:
@@ -163,13 +159,8 @@ def _piece(store: "ObjectStore", path: str, start: int, tag: str | None = None) 
 def _stream(store: "ObjectStore", path: str) -> Iterator[bytes]:
     import obstore
 
-    answer = obstore.get(store, path)
-    received = 0
-    for content in answer.stream(min_chunk_size=PIECE):
-        received += len(content)
+    for content in obstore.get(store, path).stream(min_chunk_size=PIECE):
         yield bytes(content)
-    if received != answer.meta["size"]:
-        raise Unreachable("the server sends less than it says")
 
 
 def listing(url: RemoteUrl) -> Iterator[tuple[str, Status]]:
@@ -274,7 +265,7 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except (BaseError, OSError, ValueError) as error:
-        raise _explanation(error) from error
+        raise _explanation(error) from None  # its text holds the whole URL
 
 
 def _explanation(error: Exception) -> Unreachable:
@@ -286,11 +277,10 @@ def _explanation(error: Exception) -> Unreachable:
     # Without credentials in the environment, obstore asks for those of a cloud's machine.
     if re.search("latest/api/token|latest/meta-data|computeMetadata|metadata/identity", text):
         return Unreachable(
-            "there are no credentials in the environment (such as AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for a public bucket)"
+            "there are no credentials in the environment (AWS_*, GOOGLE_* or AZURE_* variables, such as "
+            "AWS_ACCESS_KEY_ID; AWS_SKIP_SIGNATURE=true for a public bucket)",
+            host_down=True,
         )
-    if isinstance(error, exceptions.PreconditionError):
-        return Unreachable(_CHANGED)
     if isinstance(error, FileNotFoundError) and not (code and code[1].startswith("405")):
         return Unreachable("there is no such file")
     if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError):

@@ -6,6 +6,7 @@ import re
 import socket
 import tempfile
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -91,15 +92,13 @@ def handler(site: Site) -> type[BaseHTTPRequestHandler]:
                 return self.refuse(302, Location=path.removeprefix("/moved"))
             if content is None:
                 return self.refuse(404)
-            if self.headers.get("If-Match", site.tag) != site.tag:
-                return self.refuse(412)
             self.send_response(206 if wanted and "no ranges" not in site.faults else 200)
             if wanted and "no ranges" not in site.faults:
                 first, last = (int(number) for number in wanted.removeprefix("bytes=").split("-"))
                 self.send_header(
                     "Content-Range", f"bytes {first}-{min(last, len(content) - 1)}/{len(content)}"
                 )
-                content = content[first : last + 1]
+                content = content[first : last if "short" in site.faults else last + 1]
             self.send_header("Content-Length", str(len(content)))
             if "no date" not in site.faults:
                 self.send_header("Last-Modified", formatdate(MODIFIED_S, usegmt=True))
@@ -225,9 +224,11 @@ def test_a_query_is_sent_and_never_shown(site: Site, content: bytes) -> None:
     site.files["/a.ogg"] = content
     assert whole(f"{site.url}/a.ogg?sig=s%2Fecret&b") == content
     assert {request.split()[1] for request in site.requests} == {"/a.ogg?sig=s%2Fecret&b"}
-    with pytest.raises(AudioError) as error, local_copy(f"{site.url}/b.ogg?sig=secret"):
+    signature = "".join(["sec", "ret"])  # so that it is not in the lines that a traceback quotes
+    with pytest.raises(AudioError) as error, local_copy(f"{site.url}/b.ogg?sig={signature}"):
         pass
     assert str(error.value) == f"{site.url}/b.ogg: there is no such file (fetch)"
+    assert signature not in "".join(traceback.format_exception(error.value))
 
 
 def test_redirections_are_followed(site: Site, content: bytes) -> None:
@@ -256,6 +257,12 @@ def test_a_server_that_stumbles_is_asked_again(site: Site, content: bytes) -> No
     assert "status" not in failure(f"{site.url}/a.ogg")
     site.cut, site.unavailable = 0, 1_000
     assert failure(f"{site.url}/a.ogg") == "the server answers 503 Service Unavailable"
+
+
+def test_a_server_that_sends_less_than_it_says(site: Site, content: bytes) -> None:
+    site.files["/a.ogg"] = content
+    site.faults = {"short"}
+    assert failure(f"{site.url}/a.ogg")
 
 
 def test_a_server_without_ranges_sends_all(site: Site, content: bytes) -> None:
