@@ -9,8 +9,8 @@ and takes over when FFmpeg cannot open a file.
 
 import os
 import stat
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import groupby
 from operator import attrgetter
 from typing import Literal
@@ -24,6 +24,7 @@ import soundfile as sf
 from numpy.typing import NDArray
 
 from pipeline.audio_headers import cut_chunk, mp3_length_s, next_link, ogg_ending
+from pipeline.audio_tags import file_tags
 
 _BLOCK = 32_768  # samples a block: the fastest of 4,096 to 131,072, it stays in the L2 cache
 _TOLERANCE_S = 0.1  # by which encoders' padding lets declared and decoded lengths differ
@@ -60,12 +61,15 @@ class AudioInfo:
         Number of channels, at the start of the file.
     decoder
         The library that decodes it.
+    tags
+        What its tags say, as `pipeline.audio_tags.file_tags` gives it.
     """
 
     codec: str
     sample_rate: int
     channels: int
     decoder: Literal["pyav", "soundfile"]
+    tags: Mapping[str, str | float] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +131,8 @@ class SoundFileSource:
             raise Unusable("is not audio in a known format, or its header is damaged") from error
         subtype = self._file.subtype if self._file.format != "FLAC" else "flac"
         codec = _SOUNDFILE_CODECS.get(subtype, subtype.lower())
-        self.info = AudioInfo(codec, self._file.samplerate, self._file.channels, "soundfile")
+        tags = file_tags(_ffmpeg_tags(path), self._file.copy_metadata())
+        self.info = AudioInfo(codec, self._file.samplerate, self._file.channels, "soundfile", tags)
         self._path = path
         self._done = 0
 
@@ -167,7 +172,8 @@ class FFmpegSource:
             if context is None:
                 raise Unusable("no decoder here knows its audio codec")
             codec = context.codec.name.removesuffix("float")
-            self.info = AudioInfo(codec, context.sample_rate, context.layout.nb_channels, "pyav")
+            tags = file_tags(container.metadata, stream.metadata)  # Ogg has them with the stream
+            self.info = AudioInfo(codec, context.sample_rate, context.layout.nb_channels, "pyav", tags)
             self._index = stream.index
             formats = set(container.format.name.split(","))
             self._ogg = "ogg" in formats
@@ -311,11 +317,22 @@ class _Irregular(Exception):  # noqa: N818 - a signal between two ways of decodi
     """The file changes where the filter graph cannot follow."""
 
 
-def _opened(path: str, start: int = 0) -> av.container.InputContainer:
+def _ffmpeg_tags(path: str) -> dict[str, str]:
+    """Tags of a file that libsndfile decodes: it leaves out ReplayGain, album artists and ID3."""
+    try:
+        with _opened(
+            path, probesize="4096"
+        ) as container:  # without trying to decode: a third of a millisecond
+            return dict(container.metadata)
+    except (Unusable, UnicodeEncodeError):
+        return {}
+
+
+def _opened(path: str, start: int = 0, **options: str) -> av.container.InputContainer:
     """Container of a local file, from byte `start` on; FFmpeg gets no other protocol."""
     try:
         url = f"subfile,,start,{start},end,{os.path.getsize(path)},,:file:{path}" if start else f"file:{path}"
-        return av.open(url, metadata_errors="replace", container_options=_ONLY_FILES)
+        return av.open(url, metadata_errors="replace", container_options={**_ONLY_FILES, **options})
     except av.InvalidDataError as error:
         raise Unusable("is not audio in a known format, or its header is damaged") from error
     except av.ArgumentError as error:  # also what a demuxer off the list gives

@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
+    PlainValidator,
     PrivateAttr,
     Tag,
     ValidationError,
@@ -22,15 +22,15 @@ from pydantic import (
 
 from features.errors import FeatureInputError
 from features.framing import Grid, Seconds
-from pipeline.catalog_problems import KINDS, explanation
+from pipeline.catalog_problems import KINDS, explanation, shown
 from pipeline.definitions import AudioDefinition, CnnDefinition, Feature, FeatureDefinition, resolve
 from pipeline.errors import CatalogError, did_you_mean
 from pipeline.globs import glob_problem
+from pipeline.urls import RemoteUrl, is_url, remote_url
 from pipeline.yaml_lines import Problem, line_of, read_document
 
 VERSION = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}")
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://")
 
 
 def _checked_name(name: str) -> str:
@@ -42,11 +42,29 @@ def _checked_name(name: str) -> str:
     return name
 
 
-def _checked_local(path: Any) -> Any:
-    if isinstance(path, str) and not path.strip():
-        raise ValueError("expected a path, got nothing.")
-    if isinstance(path, str) and _URL.match(path):
-        raise ValueError(f"expected a path on this machine, got the URL {path!r}.")
+def _place(path: Any) -> Path | RemoteUrl:
+    """A path of this machine, or a URL of another."""
+    if isinstance(path, Path | RemoteUrl):
+        return path
+    if not isinstance(path, str):
+        raise ValueError(f"expected a path or URL, got {shown(path)}.")
+    if not path.strip():
+        raise ValueError("expected a path or URL, got nothing.")
+    return remote_url(path) if is_url(path) else Path(path)
+
+
+def _checked_folder(path: Path | RemoteUrl) -> Path | RemoteUrl:
+    if isinstance(path, RemoteUrl) and not path.in_bucket:
+        raise ValueError(
+            f"expected a folder, or a prefix of s3://, gs:// or az://, got {path.shown!r}. "
+            "Web servers do not list their files: name those in a manifest."
+        )
+    return path
+
+
+def _checked_root(path: Path | RemoteUrl) -> Path | RemoteUrl:
+    if isinstance(path, RemoteUrl) and path.query:
+        raise ValueError("expected a URL without a query: it would not reach the files below.")
     return path
 
 
@@ -62,9 +80,10 @@ def _checked_glob(pattern: str) -> str:
     return pattern
 
 
-def _checked_manifest(path: Path) -> Path:
-    if path.suffix.lower() not in (".csv", ".parquet"):
-        raise ValueError(f"expected a file that ends in .csv or .parquet, got {str(path)!r}.")
+def _checked_manifest(path: Path | RemoteUrl) -> Path | RemoteUrl:
+    name, told = (path.path, path.shown) if isinstance(path, RemoteUrl) else (path.name, str(path))
+    if not name.lower().endswith((".csv", ".parquet")):
+        raise ValueError(f"expected a file that ends in .csv or .parquet, got {told!r}.")
     return path
 
 
@@ -75,7 +94,7 @@ def _checked_model(model: dict[str, Any]) -> dict[str, Any]:
 
 
 Name = Annotated[str, AfterValidator(_checked_name)]
-LocalPath = Annotated[Path, BeforeValidator(_checked_local)]
+Place = Annotated[Path | RemoteUrl, PlainValidator(_place), WithJsonSchema({"type": "string"})]
 Glob = Annotated[str, AfterValidator(_checked_glob)]
 
 
@@ -99,9 +118,11 @@ class GridSettings(_Section):
 
 
 class FolderCollection(_Section):
-    """Audio files below a folder."""
+    """Audio files below a folder, or below a prefix of a bucket."""
 
-    path: LocalPath = Field(description="Folder; a relative one is relative to the catalog file.")
+    path: Annotated[Place, AfterValidator(_checked_folder)] = Field(
+        description="Folder, a relative one is relative to the catalog file; or s3://bucket/prefix (gs://, az://)."
+    )
     include: Annotated[tuple[Glob, ...], Field(min_length=1)] | None = Field(
         default=None,
         description="Globs over the path below the folder, such as '**/*.ogg'. "
@@ -115,12 +136,13 @@ class FolderCollection(_Section):
 class ManifestCollection(_Section):
     """Audio files listed in a table, with their labels."""
 
-    manifest: Annotated[LocalPath, AfterValidator(_checked_manifest)] = Field(
-        description="CSV (UTF-8, with a header) or Parquet file whose column 'uri' names audio files; "
-        "every further column becomes a label."
+    manifest: Annotated[Place, AfterValidator(_checked_manifest)] = Field(
+        description="CSV (UTF-8, with a header) or Parquet file whose column 'uri' names audio files, by path or "
+        "URL (s3, gs, az, https, http); every further column becomes a label. A path, or such a URL itself."
     )
-    root: LocalPath | None = Field(
-        default=None, description="Folder that relative uris start from; without it, the manifest's folder."
+    root: Annotated[Place, AfterValidator(_checked_root)] | None = Field(
+        default=None,
+        description="Folder, or URL of one, that relative uris start from; without it, the manifest's folder.",
     )
 
 
@@ -347,20 +369,20 @@ def _with_absolute_paths(catalog: Catalog, folder: Path) -> dict[str, Any]:
         paths = {
             key: _absolute(folder, value)
             for key in ("path", "manifest", "root")
-            if (value := getattr(collection, key, None)) is not None
+            if isinstance(value := getattr(collection, key, None), Path)
         }
         collections[name] = collection.model_copy(update=paths)
     features: dict[str, Any] = dict(catalog.features)
     for name, feature in catalog.features.items():
         if isinstance(feature, CnnDefinition) and _is_file(feature.weights, folder):
             features[name] = feature.model_copy(update={"weights": str(_absolute(folder, feature.weights))})
-    store = catalog.store if _URL.match(catalog.store) else str(_absolute(folder, catalog.store))
+    store = catalog.store if is_url(catalog.store) else str(_absolute(folder, catalog.store))
     return {"store": store, "collections": collections, "features": features}
 
 
 def _is_file(weights: str, folder: Path) -> bool:
     """Whether weights are a file's path: a misspelt published name keeps its did-you-mean."""
-    if weights.startswith("random:") or _URL.match(weights):
+    if weights.startswith("random:") or is_url(weights):
         return False
     from features.downloads import PUBLISHED
 

@@ -18,7 +18,7 @@ class AudioError(MirstoreError):
     uri
         The file.
     stage
-        Where it failed: ``open``, ``decode``, ``feature`` or ``worker``.
+        Where it failed: ``fetch`` (from another machine), ``open``, ``decode``, ``feature`` or ``worker``.
     reason
         One line.
     """

@@ -4,7 +4,6 @@ One song's way: scan -> plan -> (in a worker: decode -> chunks -> features -> pa
 Only this process commits, so no two writers ever meet in the index.
 """
 
-import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -18,8 +17,25 @@ import pandas as pd
 from pipeline.catalog import Catalog, load_catalog
 from pipeline.collections import Scan, scan
 from pipeline.definitions import Feature
-from pipeline.errors import CatalogError, ClusterError, StoreDamagedError, UnknownNameError, did_you_mean
-from pipeline.planning import Action, Plan, batches, estimated_rows, files_to_hash, plan, wanted_features
+from pipeline.errors import (
+    AudioError,
+    CatalogError,
+    ClusterError,
+    StoreDamagedError,
+    UnknownNameError,
+    did_you_mean,
+)
+from pipeline.planning import (
+    UNREAD,
+    Action,
+    Plan,
+    batches,
+    estimated_rows,
+    files_to_hash,
+    plan,
+    wanted_features,
+)
+from pipeline.remote_files import content_hash
 from pipeline.reports import ExtractReport, Progress
 from pipeline.store.erasures import blocked_hashes, name_hash
 from pipeline.store.index import Index
@@ -103,9 +119,8 @@ def _planned(
     hashes = {}
     for uri in files_to_hash(scanned.tracks, indexed):
         try:
-            with open(uri, "rb") as file:
-                hashes[uri] = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError:
+            hashes[uri] = content_hash(uri)
+        except (OSError, AudioError):
             continue  # extraction will meet it and say why
     return plan(
         scanned.tracks,
@@ -347,7 +362,7 @@ class _Run:
         track = replace(track, added_labels=before.added_labels)
         if track.status != "failed" or before.part is None:
             return track
-        if track.stage == "scan":  # nothing is known of the file, so the row still says what was stored
+        if track.stage in UNREAD:  # nothing is known of the file, so the row still says what was stored
             return replace(before, status="failed", stage=track.stage, reason=track.reason)
         return replace(
             before,

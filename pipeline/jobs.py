@@ -1,6 +1,5 @@
 """What one Dask task does: whole tracks in, one part out; or one part in, more arrays of it out."""
 
-import hashlib
 import json
 import os
 import resource
@@ -17,11 +16,13 @@ from pipeline.computation import FeatureChain, arithmetic
 from pipeline.decoding import AudioStream, open_audio
 from pipeline.definitions import Feature
 from pipeline.errors import AudioError, StoreDamagedError, StoreError
+from pipeline.remote_files import local_copy
 from pipeline.store.lineage import library_versions
 from pipeline.store.location import Location
 from pipeline.store.parts import PartWriter, part_tracks
 from pipeline.store.records import ArrayRow, TrackRow
 from pipeline.store.shards import ShardReader
+from pipeline.urls import is_url
 
 ROWS_PER_READ = 8
 
@@ -130,17 +131,16 @@ def _extract_track(track: TrackRow, part: PartWriter, chain: FeatureChain, grid:
     outcome: TrackRow
     try:
         begun = time.perf_counter()
-        with open(track.uri, "rb") as file:
-            content_hash = hashlib.file_digest(file, "sha256").hexdigest()
-        chain.seconds["hash"] += time.perf_counter() - begun
-        track = replace(track, content_hash=content_hash)
-        with open_audio(track.uri, sample_rate=grid.sample_rate) as stream:
-            counted = _CountedBlocks(stream)
-            for chunk, filled in chunks(counted, grid):
-                peak = max(peak, float(chunk[:filled].max()), -float(chunk[:filled].min()))
-                chain.push_audio(chunk)
-            chain.finish_track()
-            n_samples = counted.n_samples
+        with local_copy(track.uri) as (path, content_hash):
+            chain.seconds["fetch" if is_url(track.uri) else "hash"] += time.perf_counter() - begun
+            track = replace(track, content_hash=content_hash)
+            with open_audio(path, sample_rate=grid.sample_rate) as stream:
+                counted = _CountedBlocks(stream)
+                for chunk, filled in chunks(counted, grid):
+                    peak = max(peak, float(chunk[:filled].max()), -float(chunk[:filled].min()))
+                    chain.push_audio(chunk)
+                chain.finish_track()
+                n_samples = counted.n_samples
         outcome = replace(
             track,
             status="ok",
@@ -149,6 +149,9 @@ def _extract_track(track: TrackRow, part: PartWriter, chain: FeatureChain, grid:
             decoder=stream.info.decoder,
             source_rate=stream.info.sample_rate,
             channels=stream.info.channels,
+            file_tags=json.dumps(dict(stream.info.tags), ensure_ascii=False, sort_keys=True)
+            if stream.info.tags
+            else None,
             peak=peak,
             n_samples=n_samples,
             duration_s=n_samples / grid.sample_rate,

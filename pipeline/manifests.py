@@ -6,7 +6,7 @@ import os
 import posixpath
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ import pyarrow as pa
 from pyarrow import csv, parquet
 
 from pipeline.errors import CatalogError, did_you_mean
+from pipeline.remote_files import Unreachable, pieces
+from pipeline.urls import RemoteUrl, remote_url
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
 _LINES = 10  # problems told at a time
@@ -29,16 +31,16 @@ class Row:
     Parameters
     ----------
     path
-        Relative to the root; absolute if it lies outside; the uri itself if it is remote.
+        Relative to the root; absolute if it lies outside, and host and path if it is remote then.
     labels
         JSON object of the row's other columns, or None.
-    remote
-        Whether the uri is a URL of another machine.
+    url
+        Where it is on another machine; None for a file of this one.
     """
 
     path: str
     labels: str | None
-    remote: bool = False
+    url: RemoteUrl | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,44 +50,89 @@ class Manifest:
     Parameters
     ----------
     file
-        Where it was read.
+        Where it was read, for messages.
     table
         Column `uri` and the labels.
     header_rows
         Rows before the first: 1 for CSV, so that row numbers are those of a spreadsheet.
     """
 
-    file: Path
+    file: str
     table: pa.Table
     header_rows: int
 
-    def located(self, root: str) -> Iterator[Row]:
+    def located(self, root: str | RemoteUrl) -> Iterator[Row]:
         """Return the rows with their paths from `root`; all are checked before the first is given.
 
         Raises
         ------
         CatalogError
-            If a uri is empty, there twice, or leads out of `root`; a line for each, naming its row.
+            If a uri is empty, there twice, leads out of `root`, or is a URL that cannot be used; a line for
+            each, naming its row.
         """
-        located: list[tuple[str, bool]] = []
+        located: list[tuple[str, RemoteUrl | None]] = []
         problems: list[str] = []
         first: dict[str, int] = {}
-        paths = _Paths(root)
+        paths: _Paths | _RemotePaths = _RemotePaths(root) if isinstance(root, RemoteUrl) else _Paths(root)
         for number, uri in enumerate(self.table["uri"].to_pylist(), start=1 + self.header_rows):
             try:
-                path, remote = paths.located(uri)
+                path, url = _located(uri, paths)
             except ValueError as error:
                 problems.append(f"{self.file}: row {number}: uri: {error}")
                 continue
             same = first.setdefault(path.lstrip("/"), number)
             if same != number:
-                problems.append(f"{self.file}: row {number}: uri: {uri!r} is there already, in row {same}.")
-            located.append((path, remote))
+                told = f"{url.shown!r} (apart from what follows a '?')" if url and url.query else f"{uri!r}"
+                problems.append(f"{self.file}: row {number}: uri: {told} is there already, in row {same}.")
+            located.append((path, url))
         if problems:
             more = [f"and {len(problems) - _LINES} more."] if len(problems) > _LINES else []
             raise CatalogError("\n".join(problems[:_LINES] + more))
         labels = _labels(self.table)
-        return (Row(path, label, remote) for (path, remote), label in zip(located, labels, strict=True))
+        return (Row(path, label, url) for (path, url), label in zip(located, labels, strict=True))
+
+
+def _located(uri: str | None, paths: "_Paths | _RemotePaths") -> tuple[str, RemoteUrl | None]:
+    """Path of a uri for the track's name, and where it is if that is on another machine."""
+    if uri is None or not uri.strip():
+        raise ValueError("expected a path, got nothing.")
+    scheme = _SCHEME.match(uri)
+    if scheme and scheme[1].lower() != "file":
+        url = remote_url(uri)
+        if not url.path:
+            raise ValueError(f"{url.shown!r} names no file.")
+        return paths.name(url), url
+    if scheme:
+        host, slash, rest = uri[scheme.end() :].partition("/")
+        if host not in ("", "localhost") or not slash:
+            raise ValueError(f"expected file:///path, got {uri!r}.")
+        uri = "/" + unquote(rest)
+    if "\0" in uri:
+        raise ValueError("a path cannot hold a NUL character.")
+    return paths.located(uri)
+
+
+class _RemotePaths:
+    """Paths below a URL; no file of this machine is below it."""
+
+    def __init__(self, root: RemoteUrl) -> None:
+        self.root = root
+
+    def name(self, url: RemoteUrl) -> str:
+        """Path of a URL from the root, or host and path outside."""
+        prefix = f"{self.root.path}/".lstrip("/")
+        below = (self.root.scheme, self.root.host) == (url.scheme, url.host) and url.path.startswith(prefix)
+        return replace(url, path=url.path[len(prefix) :]).name if below else f"{url.host}/{url.name}"
+
+    def located(self, uri: str) -> tuple[str, RemoteUrl]:
+        """Path of a relative uri, and its URL."""
+        path = posixpath.normpath(uri)
+        if uri.startswith("/"):
+            raise ValueError(f"{uri!r} is a file of this machine. Set 'root' to a folder, or give its URL.")
+        if path in (".", "..") or path.startswith("../"):
+            raise ValueError(f"{uri!r} leads out of {self.root}. Set 'root' above it or give its URL.")
+        url = remote_url(str(self.root.below(path)))
+        return self.name(url), url
 
 
 class _Paths:
@@ -96,24 +143,16 @@ class _Paths:
         self.real_root = os.path.realpath(root)
         self._real_folders: dict[str, bool] = {"": True}
 
-    def located(self, uri: str | None) -> tuple[str, bool]:
-        """Path of a uri from the root (absolute if outside), and whether it is remote."""
-        if uri is None or not uri.strip():
-            raise ValueError("expected a path, got nothing.")
-        scheme = _SCHEME.match(uri)
-        if scheme and scheme[1].lower() != "file":
-            return uri, True
-        if scheme:
-            host, slash, rest = uri[scheme.end() :].partition("/")
-            if host not in ("", "localhost") or not slash:
-                raise ValueError(f"expected file:///path, got {uri!r}.")
-            uri = "/" + unquote(rest)
-        if "\0" in uri:
-            raise ValueError("a path cannot hold a NUL character.")
+    def name(self, url: RemoteUrl) -> str:
+        """Host and path of a URL."""
+        return f"{url.host}/{url.name}"
+
+    def located(self, uri: str) -> tuple[str, None]:
+        """Path from the root, absolute if outside."""
         if uri.startswith("/"):
             path = "/" + posixpath.normpath(uri).lstrip("/")
             prefix = self.root.rstrip("/") + "/"
-            return (path[len(prefix) :] if path.startswith(prefix) else path), False
+            return (path[len(prefix) :] if path.startswith(prefix) else path), None
         path = posixpath.normpath(uri)
         if path in (".", "..") or path.startswith("../"):
             raise ValueError(
@@ -123,7 +162,7 @@ class _Paths:
             raise ValueError(
                 f"{uri!r} leads out of {self.root} through a symlink. Give the absolute path it leads to."
             )
-        return path, False
+        return path, None
 
     def _stays(self, path: str) -> bool:
         folder = posixpath.dirname(path)
@@ -137,12 +176,12 @@ class _Paths:
         return real == self.real_root or real.startswith(self.real_root.rstrip("/") + "/")
 
 
-def read_manifest(file: Path) -> Manifest:
+def read_manifest(place: Path | RemoteUrl) -> Manifest:
     """Read a manifest.
 
     Parameters
     ----------
-    file
+    place
         CSV (UTF-8, comma, with a header) or Parquet.
 
     Raises
@@ -150,9 +189,13 @@ def read_manifest(file: Path) -> Manifest:
     CatalogError
         If it does not exist, cannot be read, or has no column `uri`.
     """
-    is_csv = file.suffix.lower() == ".csv"
+    file, path = (place.shown, place.path) if isinstance(place, RemoteUrl) else (str(place), place.name)
+    is_csv = path.lower().endswith(".csv")
     try:
-        table = _read_csv(file) if is_csv else parquet.ParquetFile(file).read()
+        content = b"".join(pieces(place)) if isinstance(place, RemoteUrl) else place.read_bytes()
+        table = _read_csv(content) if is_csv else parquet.ParquetFile(pa.BufferReader(content)).read()
+    except Unreachable as error:
+        raise CatalogError(f"{file}: cannot be read: {error}.") from error
     except FileNotFoundError:
         raise CatalogError(f"{file}: there is no such file.") from None
     except (OSError, pa.ArrowException) as error:
@@ -183,12 +226,11 @@ def _uri_case(names: list[str]) -> str:
     return f" Rename the column {close[0]!r}." if close else ""
 
 
-def _read_csv(file: Path) -> pa.Table:
+def _read_csv(content: bytes) -> pa.Table:
     # One block and one thread: types are inferred from all rows, and errors name theirs.
-    size = file.stat().st_size
     return csv.read_csv(
-        file,
-        read_options=csv.ReadOptions(use_threads=False, block_size=min(size + 1, 2**31 - 1)),
+        pa.BufferReader(content),
+        read_options=csv.ReadOptions(use_threads=False, block_size=min(len(content) + 1, 2**31 - 1)),
         parse_options=csv.ParseOptions(newlines_in_values=True),
         convert_options=csv.ConvertOptions(column_types={"uri": pa.string()}),
     )

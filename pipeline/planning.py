@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from features.framing import Grid
 from pipeline.definitions import Feature
 
+# Stages of failures in which not all of a file was read: what the index knew of it before still holds.
+UNREAD = ("scan", "fetch")
+
 
 class Action(StrEnum):
     """What happens to a track."""
@@ -173,12 +176,12 @@ def plan(
 
     decide(status.eq("new"), Action.EXTRACT, "new")
     decide(
-        failed & seen["stage"].eq("scan") & seen["part"].notna() & same_content,
+        failed & seen["stage"].isin(UNREAD) & seen["part"].notna() & same_content,
         Action.UPDATE,
         "the file is back",
     )
     decide(failed & ~same_content, Action.EXTRACT, "failed before, the file has changed")
-    decide(failed & seen["stage"].eq("scan"), Action.EXTRACT, "could not be opened before")
+    decide(failed & seen["stage"].isin(UNREAD), Action.EXTRACT, "could not be opened before")
     if retry_failed:
         decide(failed, Action.EXTRACT, "failed before, retried on request")
     decide(failed, Action.SKIP, "failed before, unchanged")

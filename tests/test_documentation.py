@@ -96,7 +96,9 @@ def test_the_make_targets_exist() -> None:
 def test_nothing_is_left_to_fill_in() -> None:
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "CONTRIBUTING.md"):
         text = page.read_text(encoding="utf-8")
-        prose = re.sub(r"^```.*?^```$|`[^`]*`", "", text, flags=re.MULTILINE | re.DOTALL)  # variables are no gaps
+        prose = re.sub(
+            r"^```.*?^```$|`[^`]*`", "", text, flags=re.MULTILINE | re.DOTALL
+        )  # variables are no gaps
         assert not re.findall(r"\b[A-Z]{3,}_[A-Z_]{3,}\b|\bTODO\b", prose), page
         for link in re.findall(r"\]\(([^)#:]+)\)", text):
             assert (page.parent / link).exists(), (page, link)

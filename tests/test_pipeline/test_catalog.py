@@ -180,14 +180,31 @@ def test_catalogs_made_in_python_are_checked_on_use() -> None:
         ),
         (
             "{path: ./music}",
-            "{path: 's3://bucket'}",
-            "catalog.yaml:4: collections.demo.path: expected a path on this machine, got the URL "
-            "'s3://bucket'.",
+            "{path: 'https://host/music?token=x'}",
+            "catalog.yaml:4: collections.demo.path: expected a folder, or a prefix of s3://, gs:// or az://, got "
+            "'https://host/music'. Web servers do not list their files: name those in a manifest.",
+        ),
+        (
+            "{path: ./music}",
+            "{path: 's3://key:secret@bucket/music'}",
+            "catalog.yaml:4: collections.demo.path: a URL cannot hold a user or a password. Credentials come from "
+            "the environment.",
+        ),
+        (
+            "{path: ./music}",
+            "{manifest: 'ftp://host/songs.csv'}",
+            "catalog.yaml:4: collections.demo.manifest: expected a URL of s3, gs, az, https or http, got 'ftp'.",
+        ),
+        (
+            "{path: ./music}",
+            "{manifest: songs.csv, root: 'https://host/music?token=x'}",
+            "catalog.yaml:4: collections.demo.root: expected a URL without a query: it would not reach the files "
+            "below.",
         ),
         (
             "{path: ./music}",
             "{path: ''}",
-            "catalog.yaml:4: collections.demo.path: expected a path, got nothing.",
+            "catalog.yaml:4: collections.demo.path: expected a path or URL, got nothing.",
         ),
         (
             "{path: ./music}",
