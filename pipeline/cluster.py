@@ -7,23 +7,29 @@ import multiprocessing.util
 import os
 import queue
 import signal
+import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import dask
 from distributed import Client, Future, LocalCluster
+from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
 
-from pipeline.definitions import Feature
 from pipeline.errors import ClusterError
-from pipeline.jobs import ComputeJob, ExtractJob, JobResult, prepare, run
+from pipeline.jobs import ComputeJob, ExtractJob, JobResult
+from pipeline.workers import Workers, run_within, scheduler_gone
 
 Job = ExtractJob | ComputeJob
+T = TypeVar("T")
 TICK_S = 0.25
+# How often a job may lose every worker it could run on before it is a suspect: machines fail by themselves too.
+LOSSES_ALLOWED = 1
 
 # One thread of arithmetic a worker: a worker is a core. The allocator keeps what a song took for
 # the next song; Dask's own setting gives it back after each, and the page faults cost a fifth of the run.
@@ -52,8 +58,8 @@ def available_cores() -> int:
 
 
 @contextmanager
-def connected(*, workers: int | None, scheduler: str | None) -> Iterator[tuple[Client, int]]:
-    """Client of a local cluster of processes, or of a running scheduler, and its number of workers.
+def connected(*, workers: int | None, scheduler: str | None) -> Iterator[Client]:
+    """Client of a local cluster of processes, or of a running scheduler.
 
     Parameters
     ----------
@@ -65,7 +71,7 @@ def connected(*, workers: int | None, scheduler: str | None) -> Iterator[tuple[C
     Raises
     ------
     ClusterError
-        If the scheduler does not answer or has no workers.
+        If the scheduler does not answer, has no workers or cannot read jobs.
     """
     logging.getLogger("distributed").setLevel(logging.ERROR)
     with contextlib.ExitStack() as stack:
@@ -94,12 +100,11 @@ def connected(*, workers: int | None, scheduler: str | None) -> Iterator[tuple[C
                     f"no Dask scheduler answers at {scheduler}. Start one with `dask scheduler`, "
                     "or leave --scheduler out to use this machine."
                 ) from error
-            n_workers = len(client.scheduler_info(n_workers=-1)["workers"])
-            if not n_workers:
+            if not client.nthreads():
                 raise ClusterError(
                     f"the scheduler at {scheduler} has no workers. Start some with `dask worker {scheduler}`."
                 )
-        yield client, n_workers
+        yield client
 
 
 def _end_workers(client: Client, cluster: LocalCluster) -> None:
@@ -156,23 +161,38 @@ class Interrupt:
 
 @dataclass(frozen=True, slots=True)
 class Killer:
-    """A job of one track, or of one part, that took its worker process down, run alone."""
+    """A job of one track, or of one part, that took its worker process down, run alone.
+
+    `late_s` is the time limit it exceeded; None if the process died otherwise.
+    """
 
     job: Job
+    late_s: float | None = None
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A job that was handed to Dask."""
+
+    job: Job
+    future: "Future[JobResult]"
+    workers: frozenset[str]
+    losses: int
 
 
 def finished_jobs(
     client: Client,
     jobs: Iterable[Job],
     *,
-    n_workers: int,
+    workers: Workers,
     interrupt: Interrupt,
+    time_limit_s: float,
     tick: Callable[[], None] = lambda: None,
 ) -> Iterator[list[JobResult | Killer]]:
     """Run jobs in a window of twice the workers and yield what has ended, in batches.
 
-    A job whose worker died is split into its tracks, which run again one at a time with nothing
-    else in flight, so that a second death convicts.
+    A job whose worker died, or that takes too long, is split into its tracks, which run again one at a
+    time with nothing else in flight, so that a second death convicts.
 
     Parameters
     ----------
@@ -180,10 +200,12 @@ def finished_jobs(
         Connected client.
     jobs
         In the order in which they are to start.
-    n_workers
-        Number of workers.
+    workers
+        Those that may be used.
     interrupt
         Its count is looked at between jobs.
+    time_limit_s
+        Seconds a job may take.
     tick
         Called some times a second, for progress.
 
@@ -191,64 +213,95 @@ def finished_jobs(
     ------
     StoreError
         If a job could not write; nothing new is started then.
+    ClusterError
+        If the scheduler has gone, or all workers for a while.
     """
-    waiting = deque(jobs)
+    waiting = deque((job, 0) for job in jobs)
     suspects: deque[Job] = deque()
     done: queue.Queue[Future[JobResult]] = queue.Queue()
-    in_flight: dict[Any, tuple[Future[JobResult], Job]] = {}
+    late: queue.Queue[dict[str, str]] = queue.Queue()
+    in_flight: dict[Any, _Flight] = {}
+    alone = False
+    topic = f"mirstore-{uuid.uuid4()}"
+    client.subscribe_topic(topic, lambda event: late.put(event[1]))
 
-    def submit(job: Job) -> None:
-        future = client.submit(run, job, pure=False)
-        in_flight[future.key] = (future, job)
+    def submit(job: Job, losses: int = 0) -> None:
+        future = client.submit(
+            run_within,
+            job,
+            time_limit_s,
+            topic,
+            pure=False,
+            workers=workers.usable,
+            allow_other_workers=False,
+        )
+        in_flight[future.key] = _Flight(job, future, frozenset(workers.usable), losses)
         future.add_done_callback(done.put)
 
-    alone = False
+    def fallen(job: Job, late_s: float | None = None) -> list[JobResult | Killer]:
+        if alone:
+            return [Killer(job, late_s)]
+        suspects.extend(job.split() if isinstance(job, ExtractJob) else [job])
+        return []
+
     try:
         while waiting or suspects or in_flight:
-            if interrupt.count > 1:
+            if interrupt.count > 1 or (interrupt.count and not in_flight):
                 break
+            workers.look()
             if not interrupt.count:
-                while waiting and len(in_flight) < 2 * n_workers:
-                    submit(waiting.popleft())
-                if not waiting and not in_flight and suspects:
+                while waiting and len(in_flight) < 2 * len(workers.usable):
+                    submit(*waiting.popleft())
+                if suspects and workers.usable and not waiting and not in_flight:
                     alone = True
                     submit(suspects.popleft())
-            elif not in_flight:
-                break
             tick()
             batch: list[JobResult | Killer] = []
             for future in _ended(done):
-                _, job = in_flight.pop(future.key)
+                flight = in_flight.pop(future.key, None)
+                if flight is None:
+                    continue
                 try:
                     batch.append(future.result())
                 except KilledWorker:
-                    if alone:
-                        batch.append(Killer(job))
-                    else:
-                        suspects.extend(job.split() if isinstance(job, ExtractJob) else [job])
+                    workers.look(now=True)  # so that nothing is handed to the dead
+                    batch += fallen(flight.job)
+                except CancelledError as error:
+                    raise scheduler_gone() from error
+            for event in _queued(late):
+                workers.drop(event["worker"])
+                if (flight := in_flight.pop(event["key"], None)) is not None:
+                    flight.future.cancel(force=True)
+                    batch += fallen(flight.job, time_limit_s)
+            for key in [key for key, flight in in_flight.items() if not flight.workers & workers.alive]:
+                # Restarted workers have other addresses, so Dask would wait for the old ones for ever.
+                flight = in_flight.pop(key)
+                flight.future.cancel(force=True)
+                if flight.losses < LOSSES_ALLOWED:
+                    waiting.appendleft((flight.job, flight.losses + 1))
+                else:
+                    batch += fallen(flight.job)
             if batch:
                 yield batch
     finally:
-        for future, _ in in_flight.values():
-            future.cancel(force=True)
+        with contextlib.suppress(CommClosedError):
+            client.unsubscribe_topic(topic)
+        for flight in in_flight.values():
+            flight.future.cancel(force=True)
 
 
 def _ended(done: "queue.Queue[Future[JobResult]]") -> list[Future[JobResult]]:
     """Futures that have ended, after waiting a moment for the first."""
-    ended = []
+    try:
+        return [done.get(timeout=TICK_S), *_queued(done)]
+    except queue.Empty:
+        return []
+
+
+def _queued(source: "queue.Queue[T]") -> list[T]:
+    """What a queue holds now."""
+    held = []
     with contextlib.suppress(queue.Empty):
-        ended.append(done.get(timeout=TICK_S))
         while True:
-            ended.append(done.get_nowait())
-    return ended
-
-
-def prepare_workers(client: Client, features: Sequence[Feature]) -> None:
-    """Have every worker import and load what the features need, before the first file is opened.
-
-    Raises
-    ------
-    MirstoreError
-        What a worker cannot load, such as a damaged weights file.
-    """
-    client.run(prepare, tuple(features))
+            held.append(source.get_nowait())
+    return held

@@ -4,6 +4,7 @@ One song's way: scan -> plan -> (in a worker: decode -> chunks -> features -> pa
 Only this process commits, so no two writers ever meet in the index.
 """
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -38,9 +39,10 @@ from pipeline.planning import (
 from pipeline.remote_files import content_hash
 from pipeline.reports import ExtractReport, Progress
 from pipeline.store.erasures import blocked_hashes, name_hash
+from pipeline.store.folder import LOCK_FILE
 from pipeline.store.index import Index
 from pipeline.store.lineage import command_line, provenance
-from pipeline.store.location import Location, location_of
+from pipeline.store.location import Location, is_folder, location_of
 from pipeline.store.records import ArrayRow, TrackRow
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 
 # Guess of the work, in chunks of decoding, that a track of the cache is: only the time left depends on it.
 WORK_OF_COMPUTING = 3.0
+JOB_TIMEOUT_S = 1800.0
 
 
 def plan_extraction(
@@ -141,9 +144,11 @@ def extract(
     features: Sequence[str] = (),
     workers: int | None = None,
     scheduler: str | None = None,
+    job_timeout_s: float = JOB_TIMEOUT_S,
     retry_failed: bool = False,
     on_plan: Callable[[Plan], None] = lambda _: None,
     on_progress: Callable[[Progress], None] = lambda _: None,
+    on_refused: Callable[[str, str], None] = lambda _address, _reason: None,
 ) -> ExtractReport:
     """Bring the store up to date with the catalog.
 
@@ -160,10 +165,14 @@ def extract(
         Worker processes; None is one a core.
     scheduler
         Address of a running Dask scheduler to use instead.
+    job_timeout_s
+        Seconds a job of some songs may take; then its worker is ended and the song that took so long fails.
     retry_failed
         Try failed files again though they have not changed.
     on_plan, on_progress
         Called with the plan once, and with the progress some times a second.
+    on_refused
+        Called with address and reason of each worker of `scheduler` that is not used.
 
     Returns
     -------
@@ -199,10 +208,10 @@ def extract(
         todo = _planned(catalog, scanned, index, resolved, collections=collections, retry_failed=retry_failed)
         on_plan(todo)
         about = provenance(command, catalog=catalog.hash)
-        run = _Run(index, todo, about, begun, on_progress)
+        run = _Run(index, todo, about, begun, on_progress, on_refused)
         run.commit_row_changes()
         if len(todo.of(Action.EXTRACT)) or len(todo.parts):
-            run.execute(store, workers=workers, scheduler=scheduler)
+            run.execute(store, workers=workers, scheduler=scheduler, job_timeout_s=job_timeout_s)
         index.compact(about)
         if run.damage:
             raise StoreDamagedError("\n".join([*run.damage, "Everything else is done."]))
@@ -219,12 +228,15 @@ class _Run:
         provenance: dict[str, str],
         begun: float,
         on_progress: Callable[[Progress], None],
+        on_refused: Callable[[str, str], None],
     ) -> None:
         self.index = index
         self.todo = todo
         self.provenance = provenance
         self.begun = begun
         self.on_progress = on_progress
+        self.on_refused = on_refused
+        self.refused_workers: dict[str, str] = {}
         self.started = self.ended = begun
         extracts = todo.of(Action.EXTRACT)
         self.known = set(extracts.loc[extracts["in_index"].astype(bool), "track_id"])
@@ -279,20 +291,41 @@ class _Run:
             rows = tuple(_new_row(row) for row in batch.to_dict(orient="records"))
             yield ExtractJob(store, rows, self.todo.features)
 
-    def execute(self, store: Location, *, workers: int | None, scheduler: str | None) -> None:
-        """Run the jobs and commit what they bring."""
-        from pipeline.cluster import Interrupt, connected, finished_jobs, prepare_workers
+    def needs(self, store: Location) -> dict[str, Any]:
+        """Return what workers elsewhere must have and see: this code, the store, a file of each collection."""
+        from pipeline.fitness import own_needs
 
-        with Interrupt() as interrupt, connected(workers=workers, scheduler=scheduler) as (client, n_workers):
-            jobs = list(self.jobs(store, n_workers))
-            prepare_workers(client, self.todo.features)
+        needs = dict(own_needs())
+        if is_folder(store):
+            needs |= {"store": store.url, "lock": store.read(LOCK_FILE)}
+        firsts = self.todo.of(Action.EXTRACT).drop_duplicates("collection")["uri"]
+        return needs | {"files": [uri for uri in firsts if os.access(uri, os.R_OK)]}
+
+    def refuse(self, address: str, reason: str) -> None:
+        """Take note of a worker that is not used."""
+        self.refused_workers[address] = reason
+        self.on_refused(address, reason)
+
+    def execute(
+        self, store: Location, *, workers: int | None, scheduler: str | None, job_timeout_s: float
+    ) -> None:
+        """Run the jobs and commit what they bring."""
+        from pipeline.cluster import Interrupt, connected, finished_jobs
+        from pipeline.workers import Workers
+
+        with Interrupt() as interrupt, connected(workers=workers, scheduler=scheduler) as client:
+            needs = None if scheduler is None else self.needs(store)
+            fleet = Workers(client, self.todo.features, needs=needs, on_refused=self.refuse)
+            fleet.gather()
+            jobs = list(self.jobs(store, len(fleet.usable)))
             self.started = time.monotonic()
             self.progress.started = self.started
             for batch in finished_jobs(
                 client,
                 jobs,
-                n_workers=n_workers,
+                workers=fleet,
                 interrupt=interrupt,
+                time_limit_s=job_timeout_s,
                 tick=lambda: self.on_progress(self.progress),
             ):
                 self.commit(batch)
@@ -310,9 +343,13 @@ class _Run:
         for result in batch:
             if isinstance(result, Killer):
                 if isinstance(result.job, ComputeJob):
+                    names = ", ".join(f.name for f in result.job.features)
                     self.damage.append(
-                        f"a worker died while computing {', '.join(f.name for f in result.job.features)} "
-                        f"for part {result.job.part}. Give workers more memory (fewer --workers) and run again."
+                        f"a worker died while computing {names} for part {result.job.part}. "
+                        "Give workers more memory (fewer --workers) and run again."
+                        if result.late_s is None
+                        else f"computing {names} for part {result.job.part} took longer than "
+                        f"{result.late_s:g} s. Raise --job-timeout and run again."
                     )
                     continue
                 tracks += [
@@ -320,7 +357,9 @@ class _Run:
                         track,
                         status="failed",
                         stage="worker",
-                        reason="the worker process died while decoding it",
+                        reason="the worker process died while decoding it"
+                        if result.late_s is None
+                        else f"took longer than {result.late_s:g} s",
                     )
                     for track in result.job.tracks
                 ]
@@ -392,6 +431,7 @@ class _Run:
             worker_peak_bytes=max(self.worker_peaks.values(), default=0),
             peak_bytes_by_worker=dict(self.worker_peaks),
             interrupted=self.interrupted,
+            refused_workers=dict(self.refused_workers),
         )
 
 

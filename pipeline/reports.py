@@ -49,6 +49,8 @@ class ExtractReport:
         The same of each worker, by process id.
     interrupted
         Whether Ctrl-C ended it early.
+    refused_workers
+        Why a worker of the scheduler was not used, by address.
     """
 
     songs: int
@@ -65,3 +67,4 @@ class ExtractReport:
     worker_peak_bytes: int
     peak_bytes_by_worker: dict[int, int]
     interrupted: bool
+    refused_workers: dict[str, str]

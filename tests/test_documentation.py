@@ -1,4 +1,4 @@
-"""Every command and every piece of code in the README and docs/store.md runs as printed."""
+"""What README and docs/store.md show runs as printed; links and names of the other pages exist."""
 
 import re
 import shlex
@@ -11,11 +11,13 @@ import pytest
 import yaml
 
 from pipeline.catalog import load_catalog
+from pipeline.cluster import WORKER_ENVIRONMENT
 from pipeline.sample import write_sample_collection
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 STORE_PAGE = (ROOT / "docs" / "store.md").read_text(encoding="utf-8")
+MACHINES_PAGE = (ROOT / "docs" / "machines.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^\| [^|]+ \| `(mirstore [^`]+)` \|$", README, flags=re.MULTILINE)
 
 
@@ -91,6 +93,15 @@ def test_the_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"^    make (\w+)", README, flags=re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def test_workers_elsewhere_get_the_environment_of_those_here() -> None:
+    [block] = [block for block in blocks(MACHINES_PAGE, "sh") if "export" in block]
+    exported = dict(re.findall(r"(\w+)=(\S+)", block))
+    assert exported.pop("DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED") == "False"
+    assert exported == WORKER_ENVIRONMENT
+    for code in blocks(MACHINES_PAGE, "python"):
+        compile(code, "machines.md", "exec")
 
 
 def test_nothing_is_left_to_fill_in() -> None:

@@ -41,6 +41,16 @@ def extract(
         str | None,
         typer.Option("--scheduler", metavar="ADDRESS", help="Use a running Dask scheduler, tcp://host:port."),
     ] = None,
+    job_timeout: Annotated[
+        float,
+        typer.Option(
+            "--job-timeout",
+            min=0.1,
+            metavar="SECONDS",
+            help="End a worker whose job, about an hour of audio, takes longer.",
+            show_default=True,
+        ),
+    ] = 1800.0,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try failed files again though they have not changed.")
     ] = False,
@@ -71,9 +81,11 @@ def extract(
             features=feature or (),
             workers=workers,
             scheduler=scheduler,
+            job_timeout_s=job_timeout,
             retry_failed=retry_failed,
             on_plan=display.planned,
             on_progress=display.update,
+            on_refused=display.refused,
         )
     if as_json:
         print_json(asdict(report))

@@ -49,6 +49,10 @@ class ProgressDisplay:
             self._bar.start()
             self._task = self._bar.add_task("", total=None)
 
+    def refused(self, address: str, reason: str) -> None:
+        """Name a worker that is not used; also where nothing else is shown."""
+        self._console.print(f"mirstore: worker {address} is not used: {reason}", markup=False, soft_wrap=True)
+
     def update(self, snapshot: "Snapshot") -> None:
         """Show the newest figures."""
         if self._quiet:

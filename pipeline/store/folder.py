@@ -17,6 +17,7 @@ from pipeline.store.location import Location, Lock, Stored
 if TYPE_CHECKING:
     from zarr.abc.store import Store
 
+LOCK_FILE = ".lock"
 REFUSALS = {
     errno.ENOSPC: "the disk is full; free some space and run again",
     errno.EDQUOT: "the disk quota is used up; free some space and run again",
@@ -154,7 +155,7 @@ class Folder(Location):
         """Hold the store for writing; the lock goes with the process, however it ends."""
         self.prepare()
         with writing(self.path):
-            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            handle = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import CatalogError
@@ -183,7 +183,7 @@ def _without_credentials(url: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
-def is_folder(place: Any) -> bool:
+def is_folder(place: "str | os.PathLike[str] | Location") -> bool:
     """Return whether a place is a folder of this machine's file system."""
     from pipeline.store.folder import Folder
 
