@@ -315,7 +315,7 @@ class _Run:
 
         with Interrupt() as interrupt, connected(workers=workers, scheduler=scheduler) as client:
             needs = None if scheduler is None else self.needs(store)
-            fleet = Workers(client, self.todo.features, needs=needs, on_refused=self.refuse)
+            fleet = Workers(client, self.todo.features, store, needs=needs, on_refused=self.refuse)
             fleet.gather()
             jobs = list(self.jobs(store, len(fleet.usable)))
             self.started = time.monotonic()

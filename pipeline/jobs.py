@@ -18,7 +18,7 @@ from pipeline.definitions import Feature
 from pipeline.errors import AudioError, StoreDamagedError, StoreError
 from pipeline.remote_files import local_copy
 from pipeline.store.lineage import library_versions
-from pipeline.store.location import Location
+from pipeline.store.location import FORMAT_FILE, Location
 from pipeline.store.parts import PartWriter, part_tracks
 from pipeline.store.records import ArrayRow, TrackRow
 from pipeline.store.shards import ShardReader
@@ -71,8 +71,15 @@ def computed_with(features: tuple[Feature, ...]) -> dict[str, str]:
     return {f.name: json.dumps({**library_versions(), **arithmetic(f)}, sort_keys=True) for f in features}
 
 
-def prepare(features: tuple[Feature, ...]) -> None:
-    """Load what `features` need into this process: libraries, filter banks, networks."""
+def prepare(features: tuple[Feature, ...], store: Location) -> None:
+    """Load what `features` need into this process: libraries, filter banks, networks; and reach the store.
+
+    Raises
+    ------
+    MirstoreError
+        What cannot be loaded, or a bucket that this process has no credentials for.
+    """
+    store.exists(FORMAT_FILE)
     FeatureChain(features, lambda _name, _row: None)
     computed_with(features)
 

@@ -17,9 +17,10 @@ from distributed import Client, get_worker
 import pipeline.fitness
 from features.errors import MirstoreError
 from pipeline.definitions import Feature
-from pipeline.errors import ClusterError
+from pipeline.errors import ClusterError, StoreAccessError
 from pipeline.fitness import unfitness
 from pipeline.jobs import ComputeJob, ExtractJob, JobResult, prepare, run
+from pipeline.store.location import Location
 
 LOOK_EVERY_S = 1.0
 ANSWER_S = 30.0
@@ -39,6 +40,8 @@ class Workers:
         Connected client.
     features
         What workers are to load.
+    store
+        What they are to reach.
     needs
         What `pipeline.fitness.unfitness` is to check; None where the workers are this process's own.
     on_refused
@@ -49,12 +52,14 @@ class Workers:
         self,
         client: Client,
         features: Sequence[Feature],
+        store: Location,
         *,
         needs: Mapping[str, Any] | None = None,
         on_refused: Callable[[str, str], None] = lambda _address, _reason: None,
     ) -> None:
         self._client = client
         self._features = tuple(features)
+        self._store = store
         self._needs = dict(needs) if needs is not None else None
         self._on_refused = on_refused
         self._asked: dict[str, Future[str | MirstoreError | None]] = {}
@@ -135,7 +140,8 @@ class Workers:
             if answer is None:
                 usable.append(address)
                 continue
-            if isinstance(answer, MirstoreError):
+            # What concerns one machine is told with its address.
+            if isinstance(answer, MirstoreError) and not isinstance(answer, StoreAccessError):
                 self._unloadable = answer
             self.refused[address] = str(answer)
             self._untold.append(address)
@@ -174,7 +180,7 @@ class Workers:
                 return f"it did not answer within {ANSWER_S:.0f} s"
             if unfit is not None:
                 return unfit
-        error = await self._run(address, prepare, self._features)
+        error = await self._run(address, prepare, self._features, self._store)
         if error is None or isinstance(error, MirstoreError):
             return error
         return f"it cannot load what is needed ({_words(error)})"

@@ -35,11 +35,10 @@ from pipeline.errors import (
 from pipeline.store.erasures import complete_erasures
 from pipeline.store.folder import REFUSALS
 from pipeline.store.lineage import counted, provenance
-from pipeline.store.location import Location, Lock, location_of
+from pipeline.store.location import FORMAT_FILE, Location, Lock, location_of
 from pipeline.store.records import ArrayRow, TrackRow
 
 FORMAT = 2
-FORMAT_FILE = "mirstore.json"
 # Small commits leave small files; past this many a reader gains from having them merged.
 FILES_BEFORE_COMPACTION = 32
 _OWN_NAMES = {FORMAT_FILE, "arrays", "erased", "lock.json", "models", "parts", "tracks", "lost+found"}

@@ -14,6 +14,7 @@ from pipeline.errors import CatalogError
 if TYPE_CHECKING:
     from zarr.abc.store import Store
 
+FORMAT_FILE = "mirstore.json"
 BUCKETS = ("s3", "s3a", "gs", "az", "abfs", "abfss")
 
 

@@ -413,3 +413,22 @@ def test_refusal_to_write(remote: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ALLOW_HTTP")
     with pytest.raises(StoreWriteError, match="AWS_ALLOW_HTTP"):
         remote.extract()
+
+
+def test_worker_without_credentials_is_named_and_not_used(remote: Any, s3: str) -> None:
+    from distributed import LocalCluster
+
+    with LocalCluster(
+        n_workers=1,
+        threads_per_worker=1,
+        env={"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_ENDPOINT_URL": s3}
+        | {"AWS_REGION": "us-east-1", "AWS_ALLOW_HTTP": "false"},
+        dashboard_address="127.0.0.1:0",
+        host="127.0.0.1",
+        silence_logs=50,
+    ) as cluster:
+        done = remote.run("extract", "--scheduler", cluster.scheduler_address)
+    assert done.returncode == 2
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("mirstore: no worker can be used (tcp://127.0.0.1:")
+    assert "cannot read s3://" in line

@@ -17,7 +17,7 @@ import pytest
 
 from pipeline import FeatureStore
 from pipeline.store.folder import Folder
-from pipeline.store.index import FORMAT_FILE
+from pipeline.store.location import FORMAT_FILE
 from pipeline.store.reading import open_part
 
 COMMAND = Path(sys.executable).with_name("mirstore")

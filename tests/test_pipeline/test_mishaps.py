@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.errors import CatalogError, StoreDamagedError, StoreError, StoreLockedError
 from pipeline.store.folder import Folder
-from pipeline.store.index import FORMAT_FILE
+from pipeline.store.location import FORMAT_FILE
 
 AUDIO = "audio: {kind: audio, sample_rate: 12000, dtype: int16}"
 LOGMEL = "logmel: {kind: log_mel, from: audio, n_fft: 512, n_mels: 32}"

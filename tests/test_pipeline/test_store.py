@@ -30,8 +30,8 @@ from pipeline.errors import (
 )
 from pipeline.store.folder import Folder, writing
 from pipeline.store.garbage import collect_garbage
-from pipeline.store.index import FORMAT_FILE, Index, read_format
-from pipeline.store.location import location_of
+from pipeline.store.index import Index, read_format
+from pipeline.store.location import FORMAT_FILE, location_of
 from pipeline.store.parts import PartWriter
 from pipeline.store.reading import open_part
 from pipeline.store.records import ArrayRow, TrackRow
