@@ -1,6 +1,10 @@
 """Rows of the index, as jobs report them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,3 +56,22 @@ class ArrayRow:
     row_shape: str
     parameters: str
     computed_with: str
+
+
+def track_rows(frame: "pd.DataFrame") -> list[TrackRow]:
+    """Return the rows of a frame as the ``tracks`` table holds them, in order.
+
+    Parameters
+    ----------
+    frame
+        With a column a field of `TrackRow`, as `Index.tracks` gives it; what is missing becomes None, and whole
+        numbers that a join made floats become whole again.
+    """
+    columns: list[list[Any]] = []
+    for column in fields(TrackRow):
+        annotation: Any = column.type
+        kind = getattr(annotation, "__args__", (annotation,))[0]
+        cells = frame[column.name]
+        pairs = zip(cells.tolist(), cells.isna().tolist(), strict=True)
+        columns.append([None if missing else kind(cell) for cell, missing in pairs])
+    return [TrackRow(*cells) for cells in zip(*columns, strict=True)]
