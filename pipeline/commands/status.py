@@ -4,6 +4,7 @@ from pipeline.commands.output import (
     DEFAULT_CATALOG,
     CatalogOption,
     JsonOption,
+    SnapshotOption,
     console,
     counted,
     print_json,
@@ -13,12 +14,14 @@ from pipeline.commands.output import (
 )
 
 
-def status(catalog: CatalogOption = DEFAULT_CATALOG, as_json: JsonOption = False) -> None:
+def status(
+    catalog: CatalogOption = DEFAULT_CATALOG, snapshot: SnapshotOption = None, as_json: JsonOption = False
+) -> None:
     """Tracks, hours and bytes by feature and version, parts, and the last commit."""
     from pipeline.store.reading import FeatureStore
     from pipeline.store.upkeep import features_table, summary
 
-    store = FeatureStore(catalog)
+    store = FeatureStore(catalog, snapshot=snapshot)
     facts, features = summary(store), features_table(store)
     if as_json:
         print_json({**facts, "features": features.to_dict(orient="records")})

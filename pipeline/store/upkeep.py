@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.store.index import writable_index
+from pipeline.store.index import Index, writable_index
 from pipeline.store.lineage import command_line
 from pipeline.store.location import Location, Stored, location_of
 from pipeline.store.parts import PARTS
@@ -54,7 +54,7 @@ def features_table(store: FeatureStore) -> pd.DataFrame:
 def summary(store: FeatureStore) -> dict[str, Any]:
     """Return what ``mirstore status`` prints, as plain values."""
     rows = store.tracks
-    orphans = unnamed_keys(store.location, store.arrays)
+    orphans = unnamed_keys(store.location, Index(store.location).arrays(["part", "array"]))
     commit = store.index.last_commit()
     return {
         "store": str(store.location),
