@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 import typer
 
-from pipeline.commands import catalog, extract, failures, gc, labels, query, show, status
+from pipeline.commands import catalog, export, extract, failures, gc, labels, query, show, status
 
 app = typer.Typer(
     name="mirstore",
@@ -36,6 +36,7 @@ app.command("status")(status.status)
 app.command("failures")(failures.failures)
 app.command("show")(show.show)
 app.command("query")(query.query)
+app.command("export")(export.export)
 app.command("gc")(gc.gc)
 app.add_typer(labels.app, name="labels")
 app.add_typer(catalog.app, name="catalog")
