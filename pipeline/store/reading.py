@@ -218,6 +218,16 @@ class FeatureStore:
         erased = np.array([(part, start) in self._erased for part, start in spans], dtype=bool)
         return rows[~erased]
 
+    def index_rows(self, columns: Sequence[str]) -> pd.DataFrame:
+        """Columns of the index for every file it knows, failed ones too, but not for what was forgotten."""
+        needed = [*columns, *(name for name in ("part", "row_start") if name not in columns)]
+        return self._unerased(self.index.tracks(needed))[list(columns)]
+
+    @property
+    def catalog_versions(self) -> dict[str, str]:
+        """Fingerprint of each feature of the catalog; empty where the store was opened without one."""
+        return dict(self._wanted)
+
     @cached_property
     def arrays(self) -> pd.DataFrame:
         """Every complete array: part, feature, fingerprint, rows, bytes, parameters."""

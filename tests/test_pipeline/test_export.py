@@ -215,8 +215,8 @@ def test_a_killed_export_has_no_manifest(exported: Any, tmp_path: Path) -> None:
 
 def test_what_cannot_be_exported(exported: Any, tmp_path: Path) -> None:
     store = exported.store
-    with pytest.raises(StoreError, match=r"Did you mean 'zarr'"):
-        export(store, tmp_path / "out", features=["mfcc"], format="zar")
+    with pytest.raises(StoreError, match=r"Did you mean 'parquet'"):
+        export(store, tmp_path / "out", features=["mfcc"], format="parket")
     with pytest.raises(UnknownNameError, match=r"Did you mean 'mfcc'"):
         export(store, tmp_path / "out", features=["mfc"], format="npz")
     with pytest.raises(StoreError, match="nothing to export"):
