@@ -4,7 +4,19 @@ from importlib.metadata import version
 
 import typer
 
-from pipeline.commands import catalog, export, extract, failures, gc, labels, query, show, status
+from pipeline.commands import (
+    catalog,
+    export,
+    extract,
+    failures,
+    features,
+    gc,
+    labels,
+    query,
+    show,
+    snapshots,
+    status,
+)
 
 app = typer.Typer(
     name="mirstore",
@@ -33,10 +45,13 @@ def _options(
 
 app.command("extract")(extract.extract)
 app.command("status")(status.status)
+app.command("features")(features.features)
 app.command("failures")(failures.failures)
 app.command("show")(show.show)
 app.command("query")(query.query)
 app.command("export")(export.export)
+app.command("snapshots")(snapshots.snapshots)
+app.command("diff")(snapshots.diff)
 app.command("gc")(gc.gc)
 app.add_typer(labels.app, name="labels")
 app.add_typer(catalog.app, name="catalog")
