@@ -7,7 +7,7 @@ from features.errors import MirstoreError
 
 
 class CatalogError(MirstoreError):
-    """The catalog says something impossible; edit the file."""
+    """The catalog, a manifest or a table of labels says something impossible; edit the file."""
 
 
 class AudioError(MirstoreError):

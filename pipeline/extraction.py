@@ -43,7 +43,7 @@ from pipeline.store.folder import LOCK_FILE
 from pipeline.store.index import Index
 from pipeline.store.lineage import command_line, provenance
 from pipeline.store.location import Location, is_folder, location_of
-from pipeline.store.records import ArrayRow, TrackRow
+from pipeline.store.records import ArrayRow, TrackRow, track_rows
 
 if TYPE_CHECKING:
     from pipeline.cluster import Job, Killer
@@ -259,13 +259,21 @@ class _Run:
         """Commit what needs no job: moved, touched, gone, and files that cannot even be opened."""
         changes = self.todo.of(Action.MOVE, Action.UPDATE, Action.MARK_GONE)
         if len(changes):
-            rows = [_changed_row(row, self.old) for row in changes.to_dict(orient="records")]
+            before = changes["old_track_id"].where(changes["old_track_id"].notna(), changes["track_id"])
+            rows = [
+                _changed_row(row, known)
+                for row, known in zip(
+                    changes.to_dict(orient="records"), track_rows(self.old.loc[list(before)]), strict=True
+                )
+            ]
             removed = [name for name in changes["old_track_id"] if isinstance(name, str)]
             self.index.commit(updated=rows, removed=removed, provenance=self.provenance)
-        failed = [
-            self.kept(replace(_new_row(row), status="failed", stage="scan", reason=row["reason"]))
-            for row in self.todo.of(Action.FAIL).to_dict(orient="records")
-        ]
+        failed = self.kept(
+            [
+                replace(_new_row(row), status="failed", stage="scan", reason=row["reason"])
+                for row in self.todo.of(Action.FAIL).to_dict(orient="records")
+            ]
+        )
         if failed:
             self.index.commit(updated=failed, provenance=self.provenance)
 
@@ -376,7 +384,7 @@ class _Run:
                 self.computed += n_tracks
                 self.progress.songs_done += n_tracks
                 self.progress.work_done += WORK_OF_COMPUTING * n_tracks
-        tracks = [self.kept(track) for track in tracks]
+        tracks = self.kept(tracks)
         self.index.commit(
             arrays=arrays,
             added=[track for track in tracks if track.track_id not in self.known],
@@ -393,26 +401,13 @@ class _Run:
                 self.failures += 1
         self.progress.failures = self.failures
 
-    def kept(self, track: TrackRow) -> TrackRow:
-        """Return a track's row with what stays of the old one: added labels, and a failed one's features."""
-        if track.track_id not in self.old.index:
-            return track
-        before = _known_row(self.old, track.track_id)
-        track = replace(track, added_labels=before.added_labels)
-        if track.status != "failed" or before.part is None:
-            return track
-        if track.stage in UNREAD:  # nothing is known of the file, so the row still says what was stored
-            return replace(before, status="failed", stage=track.stage, reason=track.reason)
-        return replace(
-            before,
-            status="failed",
-            stage=track.stage,
-            reason=track.reason,
-            size=track.size,
-            mtime_ns=track.mtime_ns,
-            uri=track.uri,
-            labels=track.labels,
-        )
+    def kept(self, tracks: Sequence[TrackRow]) -> list[TrackRow]:
+        """Return rows with what stays of the old ones: added labels, and a failed track's features."""
+        known = self.old.index.intersection(pd.Index([track.track_id for track in tracks], dtype=object))
+        before = {row.track_id: row for row in track_rows(self.old.loc[known])}
+        return [
+            _kept(track, before[track.track_id]) if track.track_id in before else track for track in tracks
+        ]
 
     def report(self) -> ExtractReport:
         """Return what was done."""
@@ -449,20 +444,29 @@ def _new_row(planned: dict[str, Any]) -> TrackRow:
     )
 
 
-def _changed_row(planned: dict[str, Any], old: pd.DataFrame) -> TrackRow:
+def _kept(track: TrackRow, before: TrackRow) -> TrackRow:
+    track = replace(track, added_labels=before.added_labels)
+    if track.status != "failed" or before.part is None:
+        return track
+    if track.stage in UNREAD:  # nothing is known of the file, so the row still says what was stored
+        return replace(before, status="failed", stage=track.stage, reason=track.reason)
+    return replace(
+        before,
+        status="failed",
+        stage=track.stage,
+        reason=track.reason,
+        size=track.size,
+        mtime_ns=track.mtime_ns,
+        uri=track.uri,
+        labels=track.labels,
+    )
+
+
+def _changed_row(planned: dict[str, Any], known: TrackRow) -> TrackRow:
     """The old row with what has changed about it."""
-    before = planned["old_track_id"] if isinstance(planned["old_track_id"], str) else planned["track_id"]
-    known = _known_row(old, before)
     if planned["action"] == Action.MARK_GONE:
         return replace(known, status="gone")
     new = _new_row(planned)
     names = ("track_id", "collection", "uri", "size", "mtime_ns", "labels")
     changes = {name: getattr(new, name) for name in names}
     return replace(known, status="ok", stage=None, reason=None, **changes)
-
-
-def _known_row(old: pd.DataFrame, track_id: str) -> TrackRow:
-    """Return a track's row as the index has it."""
-    values: dict[str, Any] = old.loc[track_id].to_dict()
-    known: dict[str, Any] = {name: None if pd.isna(value) else value for name, value in values.items()}
-    return TrackRow(**known)

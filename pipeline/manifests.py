@@ -5,7 +5,7 @@ import math
 import os
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
@@ -189,11 +189,43 @@ def read_manifest(place: Path | RemoteUrl) -> Manifest:
     CatalogError
         If it does not exist, cannot be read, or has no column `uri`.
     """
-    file, path = (place.shown, place.path) if isinstance(place, RemoteUrl) else (str(place), place.name)
-    is_csv = path.lower().endswith(".csv")
+    table = read_table(place, text=["uri"])
+    file, names = _name(place), table.column_names
+    if "uri" not in names:
+        hint = did_you_mean("uri", names) or _uri_case(names) or f" It has: {', '.join(names)}."
+        raise CatalogError(f"{file}: there is no column 'uri'.{hint}")
+    return Manifest(file, with_text(table, "uri", file), header_rows(place))
+
+
+def _name(place: Path | RemoteUrl) -> str:
+    return place.shown if isinstance(place, RemoteUrl) else str(place)
+
+
+def header_rows(place: Path | RemoteUrl) -> int:
+    """Return the rows before the first: 1 for CSV, so that row numbers are those of a spreadsheet."""
+    path = place.path if isinstance(place, RemoteUrl) else place.name
+    return int(path.lower().endswith(".csv"))
+
+
+def read_table(place: Path | RemoteUrl, *, text: Sequence[str]) -> pa.Table:
+    """Read a table whose columns all have names of their own.
+
+    Parameters
+    ----------
+    place
+        CSV (UTF-8, comma, with a header) or Parquet.
+    text
+        Columns of a CSV that are text whatever they look like; types of the others are found out.
+
+    Raises
+    ------
+    CatalogError
+        If it does not exist, or cannot be read.
+    """
+    file, is_csv = _name(place), bool(header_rows(place))
     try:
         content = b"".join(pieces(place)) if isinstance(place, RemoteUrl) else place.read_bytes()
-        table = _read_csv(content) if is_csv else parquet.ParquetFile(pa.BufferReader(content)).read()
+        table = _read_csv(content, text) if is_csv else parquet.ParquetFile(pa.BufferReader(content)).read()
     except Unreachable as error:
         raise CatalogError(f"{file}: cannot be read: {error}.") from error
     except FileNotFoundError:
@@ -201,24 +233,30 @@ def read_manifest(place: Path | RemoteUrl) -> Manifest:
     except (OSError, pa.ArrowException) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise CatalogError(f"{file}: cannot be read: {reason.rstrip('.')}.") from error
-    names = table.column_names
-    for number, name in enumerate(names, start=1):
-        if not name:
-            raise CatalogError(f"{file}: column {number} has no name. Name it, or write without an index.")
-        if names.count(name) > 1:
-            raise CatalogError(f"{file}: the column {name!r} is there {names.count(name)} times.")
-    if "uri" not in names:
-        hint = did_you_mean("uri", names) or _uri_case(names) or f" It has: {', '.join(names)}."
-        raise CatalogError(f"{file}: there is no column 'uri'.{hint}")
-    for name, column in zip(names, table.columns, strict=True):
+    check_names(table.column_names, str(file))
+    for name, column in zip(table.column_names, table.columns, strict=True):
         if is_csv and pa.types.is_binary(column.type):
             raise CatalogError(f"{file}: the column {name!r} is not valid UTF-8. Save the file as UTF-8.")
-    uri = table["uri"]
-    if pa.types.is_dictionary(uri.type):  # categories
-        uri = uri.cast(uri.type.value_type)
-    if not any(is_text(uri.type) for is_text in _TEXT):
-        raise CatalogError(f"{file}: the column 'uri' must hold text, got {uri.type}.")
-    return Manifest(file, table.set_column(names.index("uri"), "uri", uri), int(is_csv))
+    return table
+
+
+def check_names(names: Sequence[str], source: str) -> None:
+    """Raise `CatalogError` where a column has no name, or two have the same."""
+    for number, name in enumerate(names, start=1):
+        if not name.strip():
+            raise CatalogError(f"{source}: column {number} has no name. Name it, or write without an index.")
+        if names.count(name) > 1:
+            raise CatalogError(f"{source}: the column {name!r} is there {names.count(name)} times.")
+
+
+def with_text(table: pa.Table, name: str, source: str) -> pa.Table:
+    """Return a table whose column `name` is plain text, raising `CatalogError` where it is not."""
+    column = table[name]
+    if pa.types.is_dictionary(column.type):  # categories
+        column = column.cast(column.type.value_type)
+    if not any(is_text(column.type) for is_text in _TEXT):
+        raise CatalogError(f"{source}: the column {name!r} must hold text, got {column.type}.")
+    return table.set_column(table.column_names.index(name), name, column)
 
 
 def _uri_case(names: list[str]) -> str:
@@ -226,13 +264,13 @@ def _uri_case(names: list[str]) -> str:
     return f" Rename the column {close[0]!r}." if close else ""
 
 
-def _read_csv(content: bytes) -> pa.Table:
+def _read_csv(content: bytes, text: Sequence[str]) -> pa.Table:
     # One block and one thread: types are inferred from all rows, and errors name theirs.
     return csv.read_csv(
         pa.BufferReader(content),
         read_options=csv.ReadOptions(use_threads=False, block_size=min(len(content) + 1, 2**31 - 1)),
         parse_options=csv.ParseOptions(newlines_in_values=True),
-        convert_options=csv.ConvertOptions(column_types={"uri": pa.string()}),
+        convert_options=csv.ConvertOptions(column_types=dict.fromkeys(text, pa.string())),
     )
 
 

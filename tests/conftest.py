@@ -245,6 +245,17 @@ def stored_rows(store: Any) -> dict[tuple[str, str], bytes]:
     return found
 
 
+@pytest.fixture(scope="session")
+def project_in(request: pytest.FixtureRequest) -> Callable[[Path], Project]:
+    """Maker of projects that outlive a test."""
+
+    def made(folder: Path) -> Project:
+        (folder / "music").mkdir(parents=True, exist_ok=True)
+        return Project(folder, lambda: str(request.getfixturevalue("scheduler")))
+
+    return made
+
+
 @pytest.fixture
 def empty_project(tmp_path: Path, request: pytest.FixtureRequest) -> Project:
     """A project without songs."""

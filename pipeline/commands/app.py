@@ -8,13 +8,17 @@ from pipeline.commands import (
     catalog,
     compact,
     drop,
+    export,
     extract,
     failures,
+    features,
     forget,
     gc,
+    labels,
     prune,
     query,
     show,
+    snapshots,
     status,
     verify,
 )
@@ -46,13 +50,18 @@ def _options(
 
 app.command("extract")(extract.extract)
 app.command("status")(status.status)
+app.command("features")(features.features)
 app.command("failures")(failures.failures)
 app.command("show")(show.show)
 app.command("query")(query.query)
+app.command("export")(export.export)
+app.command("snapshots")(snapshots.snapshots)
+app.command("diff")(snapshots.diff)
 app.command("verify")(verify.verify)
 app.command("prune")(prune.prune)
 app.command("forget")(forget.forget)
 app.command("drop")(drop.drop)
 app.command("compact")(compact.compact)
 app.command("gc")(gc.gc)
+app.add_typer(labels.app, name="labels")
 app.add_typer(catalog.app, name="catalog")

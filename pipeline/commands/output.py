@@ -15,6 +15,10 @@ CatalogOption = Annotated[
     Path, typer.Option("--catalog", "-c", metavar="PATH", help="The catalog.", show_default=True)
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+SnapshotOption = Annotated[
+    int | None,
+    typer.Option("--snapshot", metavar="N", help="Read the store as of this commit. [default: the newest]"),
+]
 DEFAULT_CATALOG = Path("catalog.yaml")
 
 

@@ -4,7 +4,14 @@ from typing import Annotated
 
 import typer
 
-from pipeline.commands.output import DEFAULT_CATALOG, CatalogOption, JsonOption, print_json, print_table
+from pipeline.commands.output import (
+    DEFAULT_CATALOG,
+    CatalogOption,
+    JsonOption,
+    SnapshotOption,
+    print_json,
+    print_table,
+)
 
 
 def query(
@@ -12,13 +19,14 @@ def query(
     feature: Annotated[str, typer.Option("--feature", help="An embedding.")] = "embedding",
     n: Annotated[int, typer.Option("--number", "-n", min=1, help="How many tracks.")] = 3,
     catalog: CatalogOption = DEFAULT_CATALOG,
+    snapshot: SnapshotOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Nearest tracks by cosine similarity of the mean embedding."""
     from pipeline.search import nearest_tracks
     from pipeline.store.reading import FeatureStore
 
-    nearest = nearest_tracks(FeatureStore(catalog), track, feature=feature, n=n)
+    nearest = nearest_tracks(FeatureStore(catalog, snapshot=snapshot), track, feature=feature, n=n)
     if as_json:
         print_json(nearest.to_dict(orient="records"))
     else:

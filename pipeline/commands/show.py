@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.commands.output import DEFAULT_CATALOG, CatalogOption, console
+from pipeline.commands.output import DEFAULT_CATALOG, CatalogOption, SnapshotOption, console
 
 
 def show(
@@ -14,10 +14,11 @@ def show(
         "page.png"
     ),
     catalog: CatalogOption = DEFAULT_CATALOG,
+    snapshot: SnapshotOption = None,
 ) -> None:
     """Draw a track's waveform, log-mel, MFCC and embedding over time."""
     from pipeline.drawing import save_track_page
     from pipeline.store.reading import FeatureStore
 
-    save_track_page(FeatureStore(catalog), track, output)
+    save_track_page(FeatureStore(catalog, snapshot=snapshot), track, output)
     console().print(f"{output}")

@@ -4,6 +4,7 @@ from pipeline.commands.output import (
     DEFAULT_CATALOG,
     CatalogOption,
     JsonOption,
+    SnapshotOption,
     console,
     counted,
     print_json,
@@ -13,12 +14,14 @@ from pipeline.commands.output import (
 )
 
 
-def status(catalog: CatalogOption = DEFAULT_CATALOG, as_json: JsonOption = False) -> None:
+def status(
+    catalog: CatalogOption = DEFAULT_CATALOG, snapshot: SnapshotOption = None, as_json: JsonOption = False
+) -> None:
     """Tracks, hours and bytes by feature and version, parts, and the last commit."""
     from pipeline.store.reading import FeatureStore
     from pipeline.store.upkeep import features_table, summary
 
-    store = FeatureStore(catalog)
+    store = FeatureStore(catalog, snapshot=snapshot)
     facts, features = summary(store), features_table(store)
     if as_json:
         print_json({**facts, "features": features.to_dict(orient="records")})
@@ -29,13 +32,14 @@ def status(catalog: CatalogOption = DEFAULT_CATALOG, as_json: JsonOption = False
     out.print(", ".join([counted(facts["tracks"], "track"), f"{facts['hours']:.2f} h", *notes]))
     out.print(f"{counted(facts['parts'], 'part')}, {readable_bytes(facts['bytes'])}")
     orphans = [
-        counted(facts[f"orphan_{noun}s"], f"orphan {noun}")
-        for noun in ("part", "array")
-        if facts[f"orphan_{noun}s"]
+        counted(facts[f"orphan_{noun}s"], noun) for noun in ("part", "array") if facts[f"orphan_{noun}s"]
     ]
     if orphans:
         size = readable_bytes(facts["orphan_bytes"])
-        out.print(f"{', '.join(orphans)} of killed runs, {size}: `mirstore gc` removes them")
+        out.print(
+            f"and {', '.join(orphans)}, {size}, of killed runs or older snapshots: `mirstore gc` removes "
+            "what none needs"
+        )
     out.print(f"commit {facts['commit']}, {facts['committed']}, by `{facts['command'] or 'mirstore'}`")
     if len(features):
         out.print()

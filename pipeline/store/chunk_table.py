@@ -193,6 +193,20 @@ def dask_array(rows: StoredRows, table: ChunkTable) -> "da.Array":
     return array
 
 
+def shared_dims(features: Sequence["StoredFeature"]) -> list[tuple[str, ...]]:
+    """Return names of axes that several features can share: ``mel``, and ``mel_128`` where lengths differ."""
+    sizes: dict[str, int] = {}
+    named = []
+    for feature in features:
+        dims = tuple(
+            dim if sizes.get(dim, size) == size else f"{dim}_{size}"
+            for dim, size in zip(feature.dims[1:], feature.row_shape, strict=True)
+        )
+        sizes.update(zip(dims, feature.row_shape, strict=True))
+        named.append(("chunk", *dims))
+    return named
+
+
 def chunk_dataset(features: Sequence["StoredFeature"]) -> "xr.Dataset":
     """Return several features of all tracks that have them as one lazy dataset in stored order.
 
@@ -207,16 +221,10 @@ def chunk_dataset(features: Sequence["StoredFeature"]) -> "xr.Dataset":
         raise StoreError("name at least one feature.")
     table = chunk_table(features)
     grid = features[0].store.grid
-    sizes: dict[str, int] = {}
     variables: dict[str, Any] = {}
-    for feature in features:
-        dims = tuple(
-            dim if sizes.get(dim, size) == size else f"{dim}_{size}"
-            for dim, size in zip(feature.dims[1:], feature.row_shape, strict=True)
-        )
-        sizes.update(zip(dims, feature.row_shape, strict=True))
+    for feature, dims in zip(features, shared_dims(features), strict=True):
         attributes = {"fingerprint": feature.fingerprint, "parameters": str(feature.parameters)}
-        variables[feature.name] = (("chunk", *dims), dask_array(feature.rows, table), attributes)
+        variables[feature.name] = (dims, dask_array(feature.rows, table), attributes)
     track_ids = table.track_ids.to_numpy()[table.track].astype(str)
     return xr.Dataset(
         variables,

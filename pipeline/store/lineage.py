@@ -100,4 +100,6 @@ def commits_table(commits: Sequence[tuple[int, Mapping[str, Any]]]) -> pd.DataFr
         }
         for number, about in commits
     ]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    # As objects first: a column of text would make None NaN.
+    table = pd.DataFrame(rows, columns=COLUMNS, dtype=object)
+    return table.astype({"snapshot": "int64", "committed": "datetime64[ms, UTC]"})

@@ -15,7 +15,7 @@ from features.framing import Grid
 from pipeline.definitions import AUDIO_SCALE
 from pipeline.errors import StoreDamagedError, StoreError, UnknownNameError, did_you_mean
 from pipeline.store.erasures import erased_spans
-from pipeline.store.index import Index
+from pipeline.store.index import TRACKS_SCHEMA, Index
 from pipeline.store.lineage import commits_table
 from pipeline.store.location import Location, location_of
 from pipeline.store.parts import PARTS, part_key
@@ -218,6 +218,16 @@ class FeatureStore:
         erased = np.array([(part, start) in self._erased for part, start in spans], dtype=bool)
         return rows[~erased]
 
+    def index_rows(self, columns: Sequence[str]) -> pd.DataFrame:
+        """Columns of the index for every file it knows, failed ones too, but not for what was forgotten."""
+        needed = [*columns, *(name for name in ("part", "row_start") if name not in columns)]
+        return self._unerased(self.index.tracks(needed))[list(columns)]
+
+    @property
+    def catalog_versions(self) -> dict[str, str]:
+        """Fingerprint of each feature of the catalog; empty where the store was opened without one."""
+        return dict(self._wanted)
+
     @cached_property
     def arrays(self) -> pd.DataFrame:
         """Every complete array: part, feature, fingerprint, rows, bytes, parameters."""
@@ -231,9 +241,21 @@ class FeatureStore:
         of one name, those added by ``mirstore labels add`` come before a manifest's, and these before the
         file's own tags.
         """
-        rows = self._rows[self._rows["part"].notna()].drop(columns=["stage", "reason"])
+        rows = self._rows[self._rows["part"].notna()].drop(columns=list(_OF_FAILURES))
         tracks = _with_labels(rows).set_index("track_id").sort_index()
         return tracks if self._only is None else tracks[tracks.index.isin(self._only)]
+
+    @property
+    def given_labels(self) -> pd.DataFrame:
+        """Labels of each track as they were given, by `track_id`.
+
+        Returns
+        -------
+        DataFrame
+            JSON objects: `file_tags` (of the file), `labels` (of a manifest), `added_labels`.
+        """
+        rows = self._rows[self._rows["part"].notna()].set_index("track_id")[list(LABEL_COLUMNS)].sort_index()
+        return rows if self._only is None else rows[rows.index.isin(self._only)]
 
     @cached_property
     def spans(self) -> Spans:
@@ -406,6 +428,14 @@ def _queried(tracks: pd.DataFrame, query: str) -> pd.DataFrame:
 
 
 LABEL_COLUMNS = ("file_tags", "labels", "added_labels")
+_OF_FAILURES = ("stage", "reason")
+# Columns of `FeatureStore.tracks` that no label hides.
+TRACK_COLUMNS = tuple(name for name in TRACKS_SCHEMA.names if name not in (*LABEL_COLUMNS, *_OF_FAILURES))
+
+
+def label_column(name: str) -> str:
+    """Return the column of `FeatureStore.tracks` that holds a label."""
+    return f"label_{name}" if name in TRACK_COLUMNS else name
 
 
 def _with_labels(rows: pd.DataFrame) -> pd.DataFrame:
@@ -420,7 +450,7 @@ def _with_labels(rows: pd.DataFrame) -> pd.DataFrame:
             if isinstance(text, str):
                 known.update(json.loads(text))
     labels = pd.DataFrame(merged, index=rows.index)
-    labels = labels.rename(columns={name: f"label_{name}" for name in labels.columns if name in rows.columns})
+    labels = labels.rename(columns=label_column)
     return pd.concat([rows, labels], axis=1)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.store.erasures import blocked_hashes
+from pipeline.store.index import Index
 from pipeline.store.location import Location
 from pipeline.store.parts import PARTS
 from pipeline.store.reading import FeatureStore
@@ -48,7 +49,7 @@ def features_table(store: FeatureStore) -> pd.DataFrame:
 def summary(store: FeatureStore) -> dict[str, Any]:
     """Return what ``mirstore status`` prints, as plain values."""
     rows = store.tracks
-    orphans = unnamed_keys(store.location, store.arrays)
+    orphans = unnamed_keys(store.location, Index(store.location).arrays(["part", "array"]))
     commit = store.index.last_commit()
     return {
         "store": str(store.location),
