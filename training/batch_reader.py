@@ -25,7 +25,7 @@ Batch = dict[str, torch.Tensor]
 
 BUFFER_BYTES = 512 * 2**20
 # More read in one piece is no faster from a disk, and would only be memory.
-READ_BYTES = 16 * 2**20
+READ_BYTES = 4 * 2**20
 _KEYS = ("valid_frames", "n_chunks", "track", "chunk", "target")
 
 

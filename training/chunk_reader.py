@@ -15,7 +15,7 @@ import torch
 
 from pipeline.store.chunk_table import ChunkTable
 from training.batch_reader import BUFFER_BYTES, READ_BYTES, Batch, BatchReader
-from training.encoded_rows import EncodedRow
+from training.encoded_rows import EncodedRow, RowPool
 from training.errors import ReaderError
 from training.read_ahead import BATCHES_HELD
 from training.row_order import Rows, buffered_order, epoch_sequence, n_batches, worker_share
@@ -110,13 +110,14 @@ class ChunkReader(BatchReader):
     def _division(self, longest_block: int) -> tuple[int, int]:
         """Return rows to read in one piece and rows of the shuffle buffer that fit into `buffer_bytes`."""
         row_bytes = self._source.encoded_bytes
-        spare = self.buffer_bytes - BATCHES_HELD * self.batch_size * self._source.batch_bytes
+        in_batches = BATCHES_HELD * self.batch_size * self._source.batch_bytes
+        rows = (self.buffer_bytes - in_batches) // row_bytes
         least = 2 * self.batch_size if self.shuffle else self.batch_size
-        # What is read in one piece is there twice for a moment: as it came, and cut into rows.
-        read = max(1, min(longest_block, READ_BYTES // row_bytes, spare // (4 * row_bytes)))
-        capacity = spare // row_bytes - 2 * read
+        # For a moment what is read in one piece is there three times: as it came, cut into rows, in the pool.
+        read = max(1, min(longest_block, READ_BYTES // row_bytes, rows // 8, (rows - least) // 3))
+        capacity = rows - 3 * read
         if capacity < least:
-            needed = BATCHES_HELD * self.batch_size * self._source.batch_bytes + 2 * (least + 2) * row_bytes
+            needed = in_batches + (least + 3) * row_bytes
             raise ReaderError(
                 f"buffer_bytes is {self.buffer_bytes:,}, but batches of {self.batch_size} need {needed:,}. "
                 "Raise it or make smaller batches."
@@ -158,18 +159,21 @@ class ChunkReader(BatchReader):
         begin = first * self.batch_size
         wanted = np.ones(len(sequence), dtype=bool)
         wanted[order[:begin]] = False
-        held: dict[int, tuple[EncodedRow, ...]] = {}
+        pool = RowPool(self.capacity + self._read_rows, self._source.encoded_lengths)
         read = 0
         for start in range(begin, len(order), self.batch_size):
             drawn = order[start : start + self.batch_size]
             while read <= drawn.max():
                 stop = min(len(sequence), read + self._read_rows)
                 if wanted[read:stop].any():
-                    came = self._source.read(sequence[read:stop])
-                    held.update((read + i, row) for i, row in enumerate(came) if wanted[read + i])
-                    del came
+                    for number, chunk in enumerate(self._source.read(sequence[read:stop]), start=read):
+                        if wanted[number]:
+                            pool.add(number, chunk)
                 read = stop
-            yield self._batch(sequence[drawn], [held.pop(number) for number in drawn.tolist()])
+            batch = self._batch(sequence[drawn], [pool[number] for number in drawn.tolist()])
+            pool.remove(drawn.tolist())
+            yield batch
+            del batch
 
     def _batch(self, numbers: Rows, encoded: list[tuple[EncodedRow, ...]]) -> Batch:
         table = self.chunks

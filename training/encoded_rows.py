@@ -1,6 +1,6 @@
 """Rows of several features read as they lie in the store, and decompressed straight into a batch."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -22,11 +22,50 @@ class EncodedRow(NamedTuple):
 
     reader: ShardReader
     number: int
-    content: bytes | None
+    content: bytes | memoryview | None
 
     def into(self, out: NDArray[Any]) -> None:
         """Decompress it."""
         self.reader.decode(self.content, out, self.number)
+
+
+class RowPool:
+    """Encoded chunks that wait to be drawn, in memory of a fixed size.
+
+    As bytes objects of their own, which come and go in no order, they would leave the allocator with
+    gaps as large as themselves.
+
+    Parameters
+    ----------
+    capacity
+        Most chunks at a time.
+    lengths
+        Most bytes of a row of each feature.
+    """
+
+    def __init__(self, capacity: int, lengths: Sequence[int]) -> None:
+        self._memory = [np.empty((capacity, length), dtype=np.uint8) for length in lengths]
+        self._free = list(range(capacity))
+        self._held: dict[int, tuple[int, tuple[EncodedRow, ...]]] = {}
+
+    def add(self, number: int, chunk: tuple[EncodedRow, ...]) -> None:
+        """Keep a copy of a chunk under a number."""
+        slot = self._free.pop()
+        kept = []
+        for memory, row in zip(self._memory, chunk, strict=True):
+            if row.content is not None:
+                place = memory[slot, : len(row.content)]
+                place[:] = np.frombuffer(row.content, dtype=np.uint8)
+                row = row._replace(content=place.data)
+            kept.append(row)
+        self._held[number] = slot, tuple(kept)
+
+    def __getitem__(self, number: int) -> tuple[EncodedRow, ...]:
+        return self._held[number][1]
+
+    def remove(self, numbers: Iterable[int]) -> None:
+        """Give the places of chunks to others."""
+        self._free += [self._held.pop(number)[0] for number in numbers]
 
 
 class EncodedRows:
@@ -48,9 +87,14 @@ class EncodedRows:
         self._as_stored = as_stored
 
     @property
+    def encoded_lengths(self) -> list[int]:
+        """Most bytes of a row of each feature as `read` gives it: what does not compress is stored as it is."""
+        return [rows.row_bytes + ROW_OVERHEAD_BYTES for rows in self._rows.values()]
+
+    @property
     def encoded_bytes(self) -> int:
-        """Most bytes of a chunk as `read` gives it: what does not compress is stored as it is."""
-        return sum(rows.row_bytes + ROW_OVERHEAD_BYTES for rows in self._rows.values())
+        """Most bytes of a chunk as `read` gives it."""
+        return sum(self.encoded_lengths)
 
     @property
     def batch_bytes(self) -> int:
