@@ -1,6 +1,8 @@
 """A DataLoader over a reader, which counts what it delivers and can go on from there."""
 
-from collections.abc import Iterator, Mapping
+import atexit
+import weakref
+from collections.abc import Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -44,14 +46,11 @@ class BatchLoader:
         if num_workers:
             # Not a fork: the parent has threads, of the reader and of the Delta library, whose locks it would copy.
             options = {"multiprocessing_context": "spawn", "persistent_workers": True, **options}
-        self._loader: DataLoader[Batch] = DataLoader(
-            _NumberedBatches(reader, max(1, num_workers)),
-            sampler=self._numbers,
-            batch_size=None,
-            num_workers=num_workers,
-            **options,
-        )
+        self._options = {"num_workers": num_workers, **options}
+        self._loader: DataLoader[Batch] | None = None
+        self._running: weakref.ref[Generator[Batch, None, None]] | None = None
         self._chosen = True
+        _OPEN.add(self)
 
     def __len__(self) -> int:
         """Return how many batches an epoch has."""
@@ -66,12 +65,24 @@ class BatchLoader:
             self._epoch, self._delivered = self._epoch + 1, 0
         self._chosen = False
         self._numbers.epoch, self._numbers.first = self._epoch, self._delivered
-        return self._counted(iter(self._loader))
+        if self._loader is None:
+            batches = _NumberedBatches(self.reader, self._settings["num_workers"])
+            self._loader = DataLoader(batches, sampler=self._numbers, batch_size=None, **self._options)
+        delivered = self._counted(iter(self._loader))
+        self._running = weakref.ref(delivered)
+        return delivered
 
-    def _counted(self, batches: "Iterator[Batch]") -> "Iterator[Batch]":
+    def _counted(self, batches: "Iterator[Batch]") -> "Generator[Batch, None, None]":
         for batch in batches:
             self._delivered += 1
             yield batch
+
+    def close(self) -> None:
+        """End the workers and the iteration under way; a later one starts others."""
+        running = self._running() if self._running is not None else None
+        if running is not None:
+            running.close()
+        self._loader = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the loader is: what JSON can hold, and nothing else."""
@@ -104,6 +115,16 @@ class BatchLoader:
                 f"the state is at batch {delivered} of epoch {epoch}, expected one of {len(self.reader)} batches."
             )
         self._epoch, self._delivered, self._chosen = epoch, delivered, True
+
+
+_OPEN: "weakref.WeakSet[BatchLoader]" = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Let workers end by themselves: killed with their parent, they would leave semaphores behind."""
+    for loader in list(_OPEN):
+        loader.close()
 
 
 class _Numbers(Sampler[_Token]):
