@@ -2,6 +2,7 @@
 
 import gc
 import json
+import multiprocessing
 import pickle
 import subprocess
 import sys
@@ -247,6 +248,7 @@ def test_states_of_other_data_or_settings_are_refused(
 
 def test_workers_give_the_order_told_and_resume(known_store: FeatureStore) -> None:
     """Two processes for an epoch, left and begun again, and a resumed one."""
+    before = set(multiprocessing.active_children())
     reader = READERS["chunks"](known_store)
     order = reader.order(0, num_workers=2)
     table = reader.chunks
@@ -264,6 +266,9 @@ def test_workers_give_the_order_told_and_resume(known_store: FeatureStore) -> No
     np.testing.assert_array_equal(second["track"], table.track[reader.order(1, num_workers=2)[0]])
     loader.load_state_dict(state)
     assert same(list(loader), whole[25:])
+    assert len(set(multiprocessing.active_children()) - before) == 2
+    loader.close()
+    assert set(multiprocessing.active_children()) <= before
     # A loader of one's own gives the same.
     plain = DataLoader(reader, batch_size=None, num_workers=1, multiprocessing_context="spawn")
     assert same(list(plain), list(reader))
