@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.definitions import AUDIO_SCALE
+from pipeline.errors import StoreError
 from pipeline.store.chunk_table import ChunkTable
 from pipeline.store.shards import ShardReader, StoredRows
 
@@ -26,6 +27,8 @@ class EncodedRow(NamedTuple):
 
     def into(self, out: NDArray[Any]) -> None:
         """Decompress it."""
+        if self.content is None:
+            raise StoreError(f"{self.reader.name}: row {self.number} was erased (`mirstore forget`).")
         self.reader.decode(self.content, out, self.number)
 
 
