@@ -159,3 +159,19 @@ def test_music_collects_songs_once_and_leaves_sound_effects(tmp_path: Path) -> N
     assert "| mp3 | 1 |" in printed
     assert "re-encoded" in printed
     assert "has music already" in run("music.py", tmp_path / "music")
+
+
+def test_reading_compares_the_readers_on_a_store_of_its_own(tmp_path: Path) -> None:
+    out = tmp_path / "reading.json"
+    small = ("--minutes", 1, "--rounds", 2, "--batch-size", 1, "--buffer-mib", 8, 16, "--track-reads", 3)
+    printed = run("reading.py", "--out", out, *small)
+    results = json.loads(out.read_text("utf-8"))
+    assert len(results["rounds"]) == 2
+    assert {len(turn) for turn in results["rounds"]} == {8}
+    assert results["rows"] >= 2
+    assert results["bytes"] == results["rows"] * 96 * 1366 * 2
+    ratio = results["ratios"]["sequential, float16 / zarr-python"]["wall_s"]
+    assert 0 < ratio["min"] <= ratio["median"] <= ratio["max"]
+    assert [run["buffer_bytes"] for run in results["memory"]] == [8 * 2**20, 16 * 2**20]
+    for line in ("| shuffled, float32 | ", "| sequential, float16 / zarrs | ", "One track at random"):
+        assert line in printed

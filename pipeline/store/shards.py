@@ -286,7 +286,7 @@ class ShardReader:
         slot: NDArray[np.uint64] = self._index(row // self._rows_per_shard)[row % self._rows_per_shard]
         return slot
 
-    def decode(self, encoded: bytes, into: NDArray[Any], row: int) -> None:
+    def decode(self, encoded: bytes | memoryview, into: NDArray[Any], row: int) -> None:
         """Decompress a row of `encoded` into an array of a row's size; `row` is its number, for the error."""
         try:
             blosc.decompress(memoryview(encoded)[:-4], into)
