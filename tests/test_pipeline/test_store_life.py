@@ -40,12 +40,12 @@ from pipeline import FeatureStore, extract
 from pipeline.catalog import load_catalog
 from pipeline.computation import FeatureChain
 from pipeline.decoding import decode
-from pipeline.errors import MirstoreError, StoreDamagedError, StoreError, UnknownNameError
+from pipeline.errors import StoreDamagedError, StoreError, UnknownNameError
 from pipeline.store import removal
 from pipeline.store.compaction import compact
 from pipeline.store.folder import Folder
 from pipeline.store.garbage import collect_garbage
-from pipeline.store.index import Index, read_format, writable_index
+from pipeline.store.index import read_format, writable_index
 from pipeline.store.records import track_rows
 from pipeline.store.shards import ShardReader
 from pipeline.store.verification import verify
@@ -455,8 +455,10 @@ class StoreLife(RuleBasedStateMachine):
                 known.content == other.content and known.status == other.status for other in allowed
             ), f"{name} is {known} in the middle, expected one of {allowed}"
             old = before.get(name)
-            odd = known.content is not GARBAGE and known.status != "ok" and (
-                known.status == "failed" or bool(old and old.odd)
+            odd = (
+                known.content is not GARBAGE
+                and known.status != "ok"
+                and (known.status == "failed" or bool(old and old.odd))
             )
             self.state[name] = replace(known, odd=odd)
         for name, old in before.items():
