@@ -2,16 +2,18 @@
 
 import io
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import pandas as pd
 from pyarrow import parquet
 
-from pipeline.errors import StoreError, UnknownNameError, did_you_mean
+from pipeline.errors import StoreDamagedError, StoreError, UnknownNameError, did_you_mean
 from pipeline.store.erasures import Span, complete_erasures, erasures, name_hash, new_erasure
 from pipeline.store.index import Index, writable_index
 from pipeline.store.lineage import command_line, provenance
 from pipeline.store.location import Location
+from pipeline.store.parts import part_group
 
 _SPAN = ["track_id", "part", "row_start", "n_chunks"]
 
@@ -117,7 +119,7 @@ def allow(place: "str | Location", track_ids: Sequence[str]) -> None:
 
 def _spans_ever(index: Index, track_ids: set[str]) -> list[Span]:
     """Return all rows that tracks have, or had under this or another name, in any snapshot."""
-    history = pd.concat(list(_tables_ever(index)), ignore_index=True)
+    history = pd.concat([rows for rows in _tables_ever(index) if len(rows)], ignore_index=True)
     history = history[history["part"].notna()].drop_duplicates(["track_id", "part", "row_start"])
     spans = list(zip(history["part"], history["row_start"], strict=True))
     history = history.assign(span=spans)
@@ -139,12 +141,21 @@ def _spans_ever(index: Index, track_ids: set[str]) -> list[Span]:
 
 
 def _tables_ever(index: Index) -> Iterator[pd.DataFrame]:
-    """Return the rows of every file of the ``tracks`` table, superseded ones too."""
+    """Return the rows of every file of the ``tracks`` table, superseded ones too, and what parts say of theirs.
+
+    Parts know of rows whose track was extracted again or failed halfway, after ``mirstore gc`` has removed
+    the files of the table that did.
+    """
     yield index.tracks(_SPAN)
     for stored in index.location.walk("tracks"):
         if stored.key.endswith(".parquet") and "/_delta_log/" not in stored.key:
             content = io.BytesIO(index.location.read(stored.key))
             yield parquet.ParquetFile(content).read(columns=_SPAN).to_pandas()
+    for part in sorted(set(index.arrays_since(index.format.oldest_snapshot)["part"])):
+        with suppress(StoreDamagedError):
+            described = part_group(index.location, part)["tracks"]
+            rows = [(track["track_id"], part, track["row_start"], track["n_chunks"]) for track in described]
+            yield pd.DataFrame([row for row in rows if row[0] is not None], columns=_SPAN)
 
 
 def drop(
