@@ -319,8 +319,11 @@ class ShardReader:
 
     def blank(self, shard: int, slots: Sequence[int]) -> None:
         """Erase rows of one shard; see `blank_rows`."""
+        try:
+            content = bytearray(self._location.read(self._shard_key(shard)))
+        except FileNotFoundError:  # gc was killed while it deleted the part
+            return
         index = self._read_index(shard).copy()
-        content = bytearray(self._location.read(self._shard_key(shard)))
         for slot in slots:
             offset, length = (int(number) for number in index[slot])
             if offset != _MISSING:
