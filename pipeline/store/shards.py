@@ -351,14 +351,11 @@ class ShardReader:
 
     def _encoded_of_shard(self, shard: int, slot: int, count: int) -> list[bytes | None]:
         """Read rows of one shard in one piece: they lie one behind the other."""
-        known = shard in self._indexes
         try:
             return self._read_slots(shard, slot, count)
         except StoreDamagedError:
-            if not known:
-                raise
             # Rows may have been erased since the index was read; then it says so now.
-            del self._indexes[shard]
+            self._indexes.pop(shard, None)
             return self._read_slots(shard, slot, count)
 
     def _read_slots(self, shard: int, slot: int, count: int) -> list[bytes | None]:
