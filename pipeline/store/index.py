@@ -342,15 +342,17 @@ class Index:
             raise StoreDamagedError(
                 f"{location} has tracks but no {FORMAT_FILE}. Restore that file from a backup."
             )
-        keep_log = {
+        configuration = {
             "delta.logRetentionDuration": "interval 36500 days",
             "delta.enableExpiredLogCleanup": "false",
+            # The log would hold the first and the last track's name of each file, after they were forgotten too.
+            "delta.dataSkippingNumIndexedCols": "0",
         }
         for name, schema in (("tracks", TRACKS_SCHEMA), ("arrays", ARRAYS_SCHEMA)):
             url, options = location.table(name)
             with _committing(location):
                 DeltaTable.create(
-                    url, schema=schema, mode="ignore", configuration=keep_log, storage_options=options
+                    url, schema=schema, mode="ignore", configuration=configuration, storage_options=options
                 )
         StoreFormat(FORMAT, grid).write(location)
         return cls(location)
