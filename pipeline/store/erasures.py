@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import StoreDamagedError
 from pipeline.store.lineage import provenance
-from pipeline.store.location import Location
+from pipeline.store.location import Location, is_draft
 from pipeline.store.parts import PARTS, part_key
 from pipeline.store.shards import blank_rows
 
@@ -138,11 +138,17 @@ def _complete(index: "Index", erasure: Erasure) -> None:
     for part, spans in by_part.items():
         _erase(location, part, spans)
     _delete_leftovers(index)
+    for name in location.names(ERASED):
+        if is_draft(name):  # of a command that was killed; it names tracks
+            location.delete(f"{ERASED}/{name}")
     replace(erasure, track_ids=(), done=True).write(location)
 
 
 def _erase(location: Location, part: str, spans: Sequence[Span]) -> None:
     """Erase rows from every array of a part, and the names of their tracks from its attributes."""
+    for stored in list(location.walk(part_key(part))):
+        if is_draft(stored.key):
+            location.delete(stored.key)
     rows = [row for span in spans for row in range(span.row_start, span.row_start + span.n_chunks)]
     for name in location.names(part_key(part)):
         if "@" in name:
