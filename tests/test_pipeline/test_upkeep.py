@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -688,14 +688,14 @@ def test_verify_of_a_sound_store(small: Any) -> None:
 
 
 @pytest.fixture
-def reader(small: Any) -> Iterator[tuple[FeatureStore, dict[tuple[str, str], bytes]]]:
+def reader(small: Any) -> tuple[FeatureStore, dict[tuple[str, str], bytes]]:
     """A store that was opened and read before what a test does to it, and its rows."""
     store = small.store
     before = {}
     for feature in ("audio", "logmel"):
         for name in store.tracks.index:
             before[name, feature] = store[feature].stored(name).tobytes()
-    yield store, before
+    return store, before
 
 
 def test_open_reader_is_not_disturbed(small: Any, reader: Any) -> None:
