@@ -86,7 +86,7 @@ def verify(
     erased = erased_spans(index.location)
     tracks, arrays = index.tracks(), index.arrays()
     spans = list(zip(tracks["part"], tracks["row_start"], strict=True))
-    tracks = tracks[[span not in erased for span in spans]]
+    tracks = tracks[np.array([span not in erased for span in spans], dtype=bool)]
     placed = tracks[tracks["part"].notna()]
     by_part = dict(iter(placed.groupby("part")))
     problems = list(_problems_of_index(index, tracks, arrays))

@@ -297,6 +297,18 @@ def test_compute_after_forgetting_skips_the_erased_rows(small: Any) -> None:
     assert set(small.store["logmel"].tracks.index) == {track(name) for name in "acd"}
 
 
+def test_store_of_which_all_was_forgotten(small: Any) -> None:
+    removal.forget(small.store_folder, [track(name) for name in NAMES])
+    assert verify(small.store_folder).is_sound
+    assert small.run_json("status")["tracks"] == 0
+    assert small.run_json("prune") == []
+    assert small.run_json("compact")["emptied"] == 1
+    small.run_json("gc", "--grace", "0", "--keep", "0")
+    assert verify(small.store_folder).is_sound
+    assert small.extract().songs == 0
+    assert list((small.store_folder / "parts").iterdir()) == []
+
+
 # Drop
 
 
