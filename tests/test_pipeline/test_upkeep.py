@@ -228,6 +228,28 @@ def test_orphans_under_an_earlier_name_are_forgotten(small: Any) -> None:
     assert not is_anywhere(small, wanted)
 
 
+def test_pruned_track_can_be_forgotten(small: Any) -> None:
+    wanted, snapshot = pieces(small, track("a")), small.store.snapshot
+    (small.music / "a.wav").unlink()
+    small.extract()
+    removal.prune(small.store_folder)
+    assert track("a") in small.store.at(snapshot).tracks.index
+    assert removal.forget(small.store_folder, [track("a")]).chunks == 2
+    assert not is_anywhere(small, wanted)
+    assert track("a") not in small.store.at(snapshot).tracks.index
+    with pytest.raises(UnknownNameError, match="Nothing was forgotten"):
+        removal.forget(small.store_folder, [track("a")])
+
+
+def test_earlier_name_of_a_track_is_not_forgotten_apart(small: Any) -> None:
+    (small.music / "a.wav").rename(small.music / "moved.wav")
+    small.extract()
+    before, snapshot = small.rows(), small.store.snapshot
+    assert "'demo/moved.wav'" in failed(small.run("forget", track("a")))
+    assert small.rows() == before
+    assert small.store.snapshot == snapshot
+
+
 def test_forgotten_stays_so_until_it_is_allowed(small: Any) -> None:
     removal.forget(small.store_folder, [track("a")])
     assert track("a") not in small.plan()
