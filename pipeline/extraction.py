@@ -114,9 +114,11 @@ def _planned(
 ) -> Plan:
     blocked = blocked_hashes(index.location) if index else set()
     if blocked:  # forgotten tracks stay so until they are allowed again
-        names = scanned.tracks["track_id"]
-        forgotten = np.array([name_hash(name) in blocked for name in names], dtype=bool)
-        scanned = replace(scanned, tracks=scanned.tracks[~forgotten].reset_index(drop=True))
+        scanned = replace(
+            scanned,
+            tracks=_without(scanned.tracks, blocked),
+            problems=_without(scanned.problems, blocked),
+        )
     indexed = index.tracks() if index else Index.no_tracks()
     arrays = index.arrays(["part", "fingerprint"]) if index else Index.no_arrays()
     hashes = {}
@@ -135,6 +137,11 @@ def _planned(
         hashes=hashes,
         retry_failed=retry_failed,
     )
+
+
+def _without(scanned: pd.DataFrame, blocked: set[str]) -> pd.DataFrame:
+    forgotten = np.array([name_hash(name) in blocked for name in scanned["track_id"]], dtype=bool)
+    return scanned[~forgotten].reset_index(drop=True)
 
 
 def extract(

@@ -31,10 +31,9 @@ def verify(
     with StepDisplay("bytes", quiet=as_json, as_bytes=True) as display:
         report = verify_store(load_catalog(catalog).store, snapshot=snapshot, on_progress=display.update)
     if as_json:
-        problems = report.problems.astype(object)
         print_json(
             {
-                "problems": problems.where(problems.notna(), None).to_dict(orient="records"),
+                "problems": report.problems.to_dict(orient="records"),
                 "tracks": report.tracks,
                 "parts": report.parts,
                 "arrays": report.arrays,

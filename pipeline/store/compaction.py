@@ -91,7 +91,8 @@ def groups_to_merge(parts: pd.DataFrame, *, least_live: float, small_rows: int) 
     dead = parts["live"] < least_live * parts["rows"]
     chosen = parts[dead | (parts["live"] < small_rows)].assign(dead=dead)
     groups: list[list[str]] = []
-    for _, alike in chosen.sort_index().groupby("kind"):
+    # The smallest first: no small one is then left alone beside a large one, for the next compaction to merge.
+    for _, alike in chosen.sort_index().sort_values("live", kind="stable").groupby("kind"):
         group: list[str] = []
         rows = 0
         for part, live in alike["live"].items():

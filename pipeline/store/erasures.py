@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import StoreDamagedError
 from pipeline.store.lineage import provenance
-from pipeline.store.location import Location
+from pipeline.store.location import Location, is_draft
 from pipeline.store.parts import PARTS, part_key
 from pipeline.store.shards import blank_rows
 
@@ -137,12 +137,18 @@ def _complete(index: "Index", erasure: Erasure) -> None:
         by_part[span.part].append(span)
     for part, spans in by_part.items():
         _erase(location, part, spans)
-    _delete_leftovers(index, erasure.track_ids)
+    _delete_leftovers(index)
+    for name in location.names(ERASED):
+        if is_draft(name):  # of a command that was killed; it names tracks
+            location.delete(f"{ERASED}/{name}")
     replace(erasure, track_ids=(), done=True).write(location)
 
 
 def _erase(location: Location, part: str, spans: Sequence[Span]) -> None:
     """Erase rows from every array of a part, and the names of their tracks from its attributes."""
+    for stored in list(location.walk(part_key(part))):
+        if is_draft(stored.key):
+            location.delete(stored.key)
     rows = [row for span in spans for row in range(span.row_start, span.row_start + span.n_chunks)]
     for name in location.names(part_key(part)):
         if "@" in name:
@@ -161,17 +167,9 @@ def _erase(location: Location, part: str, spans: Sequence[Span]) -> None:
     location.write(f"{part_key(part)}/zarr.json", json.dumps(group).encode())
 
 
-def _delete_leftovers(index: "Index", track_ids: Sequence[str]) -> None:
-    """Delete parts of killed runs that hold the tracks, or may: those without a list of their tracks."""
-    location = index.location
+def _delete_leftovers(index: "Index") -> None:
+    """Delete parts that no snapshot names: what killed runs left may hold the tracks, under any name."""
     named = set(index.arrays_since(index.format.oldest_snapshot)["part"])
-    for part in location.names(PARTS):
-        if part in named:
-            continue
-        try:
-            tracks = json.loads(location.read(f"{part_key(part)}/zarr.json"))["attributes"]["tracks"]
-            holds = any(track["track_id"] in track_ids for track in tracks)
-        except (FileNotFoundError, ValueError, KeyError):
-            holds = True
-        if holds:
-            location.delete(part_key(part))
+    for part in index.location.names(PARTS):
+        if part not in named:
+            index.location.delete(part_key(part))

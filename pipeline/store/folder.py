@@ -78,7 +78,7 @@ class Folder(Location):
 
     def write(self, key: str, content: bytes) -> None:
         path = self.path / key
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        draft = path.with_name(f".{path.name}.{os.getpid()}")  # see `is_draft`
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:

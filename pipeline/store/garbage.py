@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from pipeline.store.erasures import ERASED
 from pipeline.store.index import writable_index
 from pipeline.store.lineage import command_line
-from pipeline.store.location import Location, Stored, location_of
+from pipeline.store.location import Location, Stored, is_draft, location_of
 from pipeline.store.parts import PARTS
 
 GRACE_S = 3600.0
@@ -27,7 +28,7 @@ class Orphan:
 
 
 def _unnamed(location: Location, arrays: pd.DataFrame) -> Mapping[str, list[Stored]]:
-    """Return the files of what the index does not name, by ``part`` or ``part/array``, from one walk."""
+    """Return the files of what the index does not name, by ``part`` or ``part/array``, and drafts of files."""
     named: dict[str, set[str]] = defaultdict(set)
     for part, array in zip(arrays["part"], arrays["array"], strict=True):
         named[part].add(array)
@@ -38,6 +39,8 @@ def _unnamed(location: Location, arrays: pd.DataFrame) -> Mapping[str, list[Stor
             found[part].append(stored)
         elif "@" in name and name not in named[part]:
             found[f"{part}/{name}"].append(stored)
+        elif is_draft(stored.key):
+            found[stored.key.partition("/")[2]].append(stored)
     return found
 
 
@@ -88,5 +91,9 @@ def collect_garbage(
         for orphan in orphans:
             if orphan.removed:
                 location.delete(f"{PARTS}/{orphan.name}")
+        for folder in ("", f"{ERASED}/"):
+            for name in location.names(folder):
+                if is_draft(name):
+                    location.delete(f"{folder}{name}")
         index.vacuum(keep_s, kept=kept)
     return orphans

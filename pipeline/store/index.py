@@ -309,13 +309,17 @@ class Index:
         """
         hours = math.ceil(keep_s / 3600.0)
         with self._committing():
-            for table in (self._arrays, self._tracks):
-                if table.vacuum(hours, dry_run=True, enforce_retention_duration=False):
-                    self.keep_from(kept)
-                    about = self._about(provenance("gc"), "{}") if table is self._tracks else None
-                    table.vacuum(
-                        hours, dry_run=False, enforce_retention_duration=False, commit_properties=about
-                    )
+            for name, table in (("arrays", self._arrays), ("tracks", self._tracks)):
+                there = {stored.key for stored in self.location.walk(name)}
+                superseded = table.vacuum(hours, dry_run=True, enforce_retention_duration=False)
+                # The log goes on listing files that an earlier call has removed.
+                if there.isdisjoint(f"{name}/{file}" for file in superseded):
+                    continue
+                self.keep_from(kept)
+                about = self._about(provenance("gc"), "{}") if table is self._tracks else None
+                table.vacuum(hours, dry_run=False, enforce_retention_duration=False, commit_properties=about)
+                if table is self._arrays:  # its new version belongs to a commit of `tracks`, as any
+                    self.commit(provenance=provenance("gc"))
 
     def keep_from(self, snapshot: int) -> None:
         """Say that snapshots before this one can no longer be read."""
@@ -347,15 +351,17 @@ class Index:
             raise StoreDamagedError(
                 f"{location} has tracks but no {FORMAT_FILE}. Restore that file from a backup."
             )
-        keep_log = {
+        configuration = {
             "delta.logRetentionDuration": "interval 36500 days",
             "delta.enableExpiredLogCleanup": "false",
+            # The log would hold the first and the last track's name of each file, after they were forgotten too.
+            "delta.dataSkippingNumIndexedCols": "0",
         }
         for name, schema in (("tracks", TRACKS_SCHEMA), ("arrays", ARRAYS_SCHEMA)):
             url, options = location.table(name)
             with _committing(location):
                 DeltaTable.create(
-                    url, schema=schema, mode="ignore", configuration=keep_log, storage_options=options
+                    url, schema=schema, mode="ignore", configuration=configuration, storage_options=options
                 )
         StoreFormat(FORMAT, grid).write(location)
         return cls(location)

@@ -1,6 +1,7 @@
 """Where a store is: a folder, or a bucket of an object store. Both look the same to the rest of the store."""
 
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -16,6 +17,14 @@ if TYPE_CHECKING:
 
 FORMAT_FILE = "mirstore.json"
 BUCKETS = ("s3", "s3a", "gs", "az", "abfs", "abfss")
+
+
+_DRAFT = re.compile(r"\..+\.\d+")
+
+
+def is_draft(key: str) -> bool:
+    """Return whether a file is what a killed `Location.write` may leave beside the one it was to replace."""
+    return bool(_DRAFT.fullmatch(key.rpartition("/")[2]))
 
 
 @dataclass(frozen=True, slots=True)

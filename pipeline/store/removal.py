@@ -2,16 +2,19 @@
 
 import io
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pandas as pd
 from pyarrow import parquet
 
-from pipeline.errors import StoreError, UnknownNameError, did_you_mean
-from pipeline.store.erasures import Span, complete_erasures, erasures, name_hash, new_erasure
+from pipeline.errors import StoreDamagedError, StoreError, UnknownNameError, did_you_mean
+from pipeline.store.erasures import Span, complete_erasures, erased_spans, erasures, name_hash, new_erasure
 from pipeline.store.index import Index, writable_index
 from pipeline.store.lineage import command_line, provenance
 from pipeline.store.location import Location
+from pipeline.store.parts import part_group
 
 _SPAN = ["track_id", "part", "row_start", "n_chunks"]
 
@@ -74,18 +77,21 @@ def forget(place: "str | Location", track_ids: Sequence[str]) -> Forgotten:
     Raises
     ------
     UnknownNameError
-        If the store has no such track; then nothing is forgotten.
+        If the store has no such track, nor had in a snapshot that is kept; then nothing is forgotten.
     StoreLockedError, StoreWriteError, StoreDamagedError
         If the store cannot be written, or a shard's index cannot be read; run again after mending it.
     """
     with writable_index(place, "mirstore forget") as index:
+        history = _history(index)
         known = set(index.tracks(["track_id"])["track_id"])
-        for name in track_ids:
-            if name not in known:
+        for name in sorted(set(track_ids) - known):  # one that was pruned is in the past only
+            now = sorted(known & _names_ever(history, {name}))
+            if now or not history["track_id"].eq(name).any():
+                hint = f" It is {now[0]!r} now." if now else did_you_mean(name, known)
                 raise UnknownNameError(
-                    f"{index.location} has no track {name!r}.{did_you_mean(name, known)} Nothing was forgotten."
+                    f"{index.location} has no track {name!r}.{hint} Nothing was forgotten."
                 )
-        spans = _spans_ever(index, set(track_ids))
+        spans = _spans_ever(index, history, set(track_ids))
         new_erasure(spans, sorted(set(track_ids))).write(index.location)
         complete_erasures(index)
     return Forgotten(
@@ -115,19 +121,30 @@ def allow(place: "str | Location", track_ids: Sequence[str]) -> None:
                 replace(erasure, blocked=blocked).write(index.location)
 
 
-def _spans_ever(index: Index, track_ids: set[str]) -> list[Span]:
-    """Return all rows that tracks have, or had under this or another name, in any snapshot."""
-    history = pd.concat(list(_tables_ever(index)), ignore_index=True)
+def _history(index: Index) -> pd.DataFrame:
+    """Return all rows that tracks had, in any snapshot, but for those that were erased."""
+    history = pd.concat([rows for rows in _tables_ever(index) if len(rows)] or [index.tracks(_SPAN)])
     history = history[history["part"].notna()].drop_duplicates(["track_id", "part", "row_start"])
+    erased = erased_spans(index.location)
     spans = list(zip(history["part"], history["row_start"], strict=True))
     history = history.assign(span=spans)
-    names, found = set(track_ids), pd.DataFrame()
-    while True:  # a moved track had the same rows under another name, and other rows before
+    return history[np.array([span not in erased for span in spans], dtype=bool)]
+
+
+def _names_ever(history: pd.DataFrame, track_ids: set[str]) -> set[str]:
+    """Return tracks and the other names of theirs: a moved track had the same rows under another name."""
+    names = set(track_ids)
+    while True:
         found = history[history["track_id"].isin(names)]
         aliases = set(history.loc[history["span"].isin(set(found["span"])), "track_id"])
         if aliases <= names:
-            break
+            return names
         names |= aliases
+
+
+def _spans_ever(index: Index, history: pd.DataFrame, track_ids: set[str]) -> list[Span]:
+    """Return all rows that tracks have, or had under this or another name, in any snapshot."""
+    found = history[history["track_id"].isin(_names_ever(history, track_ids))]
     others = index.tracks(_SPAN)
     others = others[~others["track_id"].isin(track_ids) & others["part"].notna()]
     kept = set(zip(others["part"], others["row_start"], strict=True))
@@ -139,12 +156,21 @@ def _spans_ever(index: Index, track_ids: set[str]) -> list[Span]:
 
 
 def _tables_ever(index: Index) -> Iterator[pd.DataFrame]:
-    """Return the rows of every file of the ``tracks`` table, superseded ones too."""
+    """Return the rows of every file of the ``tracks`` table, superseded ones too, and what parts say of theirs.
+
+    Parts know of rows whose track was extracted again or failed halfway, after ``mirstore gc`` has removed
+    the files of the table that did.
+    """
     yield index.tracks(_SPAN)
     for stored in index.location.walk("tracks"):
         if stored.key.endswith(".parquet") and "/_delta_log/" not in stored.key:
             content = io.BytesIO(index.location.read(stored.key))
             yield parquet.ParquetFile(content).read(columns=_SPAN).to_pandas()
+    for part in sorted(set(index.arrays_since(index.format.oldest_snapshot)["part"])):
+        with suppress(StoreDamagedError):
+            described = part_group(index.location, part)["tracks"]
+            rows = [(track["track_id"], part, track["row_start"], track["n_chunks"]) for track in described]
+            yield pd.DataFrame([row for row in rows if row[0] is not None], columns=_SPAN)
 
 
 def drop(

@@ -319,8 +319,11 @@ class ShardReader:
 
     def blank(self, shard: int, slots: Sequence[int]) -> None:
         """Erase rows of one shard; see `blank_rows`."""
+        try:
+            content = bytearray(self._location.read(self._shard_key(shard)))
+        except FileNotFoundError:  # gc was killed while it deleted the part
+            return
         index = self._read_index(shard).copy()
-        content = bytearray(self._location.read(self._shard_key(shard)))
         for slot in slots:
             offset, length = (int(number) for number in index[slot])
             if offset != _MISSING:
@@ -348,14 +351,11 @@ class ShardReader:
 
     def _encoded_of_shard(self, shard: int, slot: int, count: int) -> list[bytes | None]:
         """Read rows of one shard in one piece: they lie one behind the other."""
-        known = shard in self._indexes
         try:
             return self._read_slots(shard, slot, count)
         except StoreDamagedError:
-            if not known:
-                raise
             # Rows may have been erased since the index was read; then it says so now.
-            del self._indexes[shard]
+            self._indexes.pop(shard, None)
             return self._read_slots(shard, slot, count)
 
     def _read_slots(self, shard: int, slot: int, count: int) -> list[bytes | None]:

@@ -15,7 +15,7 @@ from pipeline.errors import StoreDamagedError
 from pipeline.store.erasures import erased_spans
 from pipeline.store.index import Index
 from pipeline.store.location import Location
-from pipeline.store.parts import part_group, part_key
+from pipeline.store.parts import COORDINATES, part_group, part_key
 from pipeline.store.shards import ShardReader
 
 ROWS_PER_READ = 64
@@ -86,7 +86,7 @@ def verify(
     erased = erased_spans(index.location)
     tracks, arrays = index.tracks(), index.arrays()
     spans = list(zip(tracks["part"], tracks["row_start"], strict=True))
-    tracks = tracks[[span not in erased for span in spans]]
+    tracks = tracks[np.array([span not in erased for span in spans], dtype=bool)]
     placed = tracks[tracks["part"].notna()]
     by_part = dict(iter(placed.groupby("part")))
     problems = list(_problems_of_index(index, tracks, arrays))
@@ -103,11 +103,14 @@ def verify(
             problem = check.result()
             if problem is not None:
                 problems.append(problem)
+    problems.sort(key=lambda problem: (problem.part or "", problem.array or ""))
     table = pd.DataFrame(
-        [(p.part, p.array, len(by_part.get(p.part, ())), p.problem) for p in problems], columns=COLUMNS
+        [(p.part, p.array, len(by_part.get(p.part, ())), p.problem) for p in problems],
+        columns=COLUMNS,
+        dtype=object,  # what is None stays so
     )
     return VerifyReport(
-        problems=table.sort_values(["part", "array"], na_position="first", ignore_index=True),
+        problems=table.astype({"tracks": int}),
         tracks=len(tracks),
         parts=int(arrays["part"].nunique()),
         arrays=len(arrays),
@@ -160,10 +163,13 @@ def _problem_of_part(index: Index, part: str, tracks: pd.DataFrame | None) -> _P
     """Compare a part's own description of its rows with the index."""
     try:
         described = {(t["row_start"], t["n_chunks"]) for t in part_group(index.location, part)["tracks"]}
-        valid = zarr.open_array(index.location.zarr(f"{part_key(part)}/valid_frames"), mode="r")[:]
+        coordinates = {
+            name: zarr.open_array(index.location.zarr(f"{part_key(part)}/{name}"), mode="r")[:]
+            for name in (*COORDINATES.split(), "frame")
+        }
     except StoreDamagedError as error:
         return _Problem(part, None, _reason(error))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         return _Problem(part, None, f"its coordinates cannot be read ({' '.join(str(error).split())})")
     if tracks is None:
         return None
@@ -175,7 +181,7 @@ def _problem_of_part(index: Index, part: str, tracks: pd.DataFrame | None) -> _P
                 part, None, f"the part does not know rows {start} to {start + count} of {track_id}"
             )
         expected = index.grid.valid_frames(int(n_samples))
-        if not np.array_equal(np.asarray(valid)[start : start + count], expected):
+        if not np.array_equal(np.asarray(coordinates["valid_frames"])[start : start + count], expected):
             return _Problem(part, None, f"valid_frames of {track_id} are not those of its length")
     return None
 

@@ -1,0 +1,687 @@
+"""A store's whole life at random: whatever is done to it, in whatever order, and wherever it is cut short.
+
+A model of plain dicts says what must be visible after each step, now and in every snapshot; what a track's
+rows are is computed beside the store. For a long search: ``MIRSTORE_LIFE_EXAMPLES=500 pytest <this file>``.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+from unittest import mock
+
+import numpy as np
+import pytest
+import soundfile as sf
+from deltalake import DeltaTable
+from deltalake.table import TableMerger
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+import pipeline.store.index as index_module
+from features.framing import chunks
+from pipeline import FeatureStore, extract
+from pipeline.catalog import load_catalog
+from pipeline.computation import FeatureChain
+from pipeline.decoding import decode
+from pipeline.errors import StoreDamagedError, StoreError, UnknownNameError
+from pipeline.store import removal
+from pipeline.store.compaction import compact
+from pipeline.store.folder import Folder
+from pipeline.store.garbage import collect_garbage
+from pipeline.store.index import read_format, writable_index
+from pipeline.store.records import track_rows
+from pipeline.store.shards import ShardReader
+from pipeline.store.verification import verify
+
+EXAMPLES = int(os.environ.get("MIRSTORE_LIFE_EXAMPLES", "6"))
+STEPS = 24
+NAMES = ("a.wav", "b.wav", "c.wav", "sub/d.wav", "e.wav")
+SECONDS = (0.1, 1.0, 1.7, 3.0)  # a content's number gives length and seed; chunks are 1.37 s
+GARBAGE = None
+WEEK_S = 7 * 86_400.0
+AUDIO, FLOATS = "audio: {kind: audio, dtype: int16}", "audio: {kind: audio, dtype: float32}"
+LOGMEL = "logmel: {kind: log_mel, from: audio, n_mels: 8}"
+FINE = "logmel: {kind: log_mel, from: audio, n_mels: 12}"
+MFCC = "mfcc: {kind: mfcc, from: logmel, n_mfcc: 4}"
+FEATURES = ((AUDIO, LOGMEL), (AUDIO, FINE, MFCC), (AUDIO, LOGMEL, MFCC), (FLOATS, LOGMEL))
+CATALOG = """\
+version: 1
+store: ./store
+grid: {{frames_per_chunk: 64, min_tail_s: 0.5}}
+collections:
+  demo: {{path: ./music}}
+features:
+{features}
+"""
+View = dict[str, tuple[str, str | None, frozenset[tuple[str, str]]]]
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+class Cut(BaseException):
+    """The process ends here."""
+
+
+@contextlib.contextmanager
+def cut(at: int | None) -> Iterator[None]:
+    """End whatever runs in the block at its n-th step that changes the store: before, after or halfway.
+
+    Nothing after it happens, as nothing does after a kill: no cleaning up either.
+    """
+    if at is None:
+        yield
+        return
+    number, phase = divmod(at, 3)
+    steps = itertools.count()
+    dead = False
+
+    def wrapped(genuine: Callable[..., Any], halfway: Callable[..., Any] | None = None) -> Any:
+        def step(*arguments: Any, **options: Any) -> Any:
+            nonlocal dead
+            if dead:
+                raise Cut
+            if options.get("dry_run"):
+                return genuine(*arguments, **options)
+            mine = next(steps) == number
+            dead = dead or mine
+            if mine and phase == 0:
+                raise Cut
+            if mine and phase == 1 and halfway is not None:
+                halfway(*arguments)
+                raise Cut
+            done = genuine(*arguments, **options)
+            if mine:
+                raise Cut
+            return done
+
+        return step
+
+    def half_deleted(folder: Folder, prefix: str) -> None:
+        files = sorted(path for path in (folder.path / prefix).rglob("*") if path.is_file())
+        for path in files[::2]:
+            path.unlink()
+
+    def half_written(folder: Folder, key: str, content: bytes) -> None:
+        path = folder.path / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_name(f".{path.name}.{os.getpid()}").write_bytes(content[: len(content) // 2])
+
+    with contextlib.ExitStack() as stack:
+        for owner, name, halfway in (
+            (Folder, "write", half_written),
+            (Folder, "writer", None),
+            (Folder, "delete", half_deleted),
+            (Folder, "sync", None),
+            (index_module, "write_deltalake", None),
+            (DeltaTable, "restore", None),
+            (DeltaTable, "delete", None),
+            (DeltaTable, "vacuum", None),
+            (TableMerger, "execute", None),
+        ):
+            stack.enter_context(mock.patch.object(owner, name, wrapped(getattr(owner, name), halfway)))
+        yield
+
+
+def seconds_of(content: int) -> float:
+    return SECONDS[content % len(SECONDS)]
+
+
+def write_content(path: Path, content: int | None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if content is GARBAGE:
+        path.write_bytes(b"no audio at all" * 50)
+        return
+    noise = np.random.default_rng(content).uniform(-0.5, 0.5, round(seconds_of(content) * 12_000))
+    sf.write(path, noise, 12_000, subtype="PCM_16")
+
+
+def reference(folder: Path, content: int, catalog: Path) -> dict[str, bytes]:
+    """Bytes of every feature of a content by version, computed without a store."""
+    path = folder / "reference.wav"
+    write_content(path, content)
+    samples, _ = decode(path)
+    features = tuple(load_catalog(catalog).resolved_features().values())
+    names = {feature.name: f"{feature.name}@{feature.fingerprint}" for feature in features}
+    rows: dict[str, list[bytes]] = defaultdict(list)
+    chain = FeatureChain(features, lambda name, row: rows[names[name]].append(row.tobytes()))
+    for chunk, _ in chunks(iter([samples]), features[0].grid):
+        chain.push_audio(chunk)
+    chain.finish_track()
+    return {version: b"".join(found) for version, found in rows.items()}
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the index should say of a track; `odd` if its file's size is not that of the stored content."""
+
+    status: str
+    content: int | None
+    versions: frozenset[str] = frozenset()
+    label: str | None = None
+    odd: bool = False
+
+
+State = dict[str, Known]
+
+
+class StoreLife(RuleBasedStateMachine):
+    """One store; see the module."""
+
+    scheduler = ""
+    references: ClassVar[dict[tuple[int, str], str]] = {}
+    needles: ClassVar[dict[tuple[int, str], set[bytes]]] = defaultdict(set)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(prefix="life"))
+        self.store_folder = self.folder / "store"
+        self.files: dict[str, int | None] = {}
+        self.state: State = {}
+        self.blocked: set[str] = set()
+        self.past: dict[int, View] = {}
+        self.oldest = 0
+        # Names a move has joined; a past that was forgotten; which names ever brought which content.
+        self.joined: dict[str, frozenset[str]] = {}
+        self.forgotten: list[tuple[str, int]] = []
+        self.owners: dict[int, set[str]] = defaultdict(set)
+        self.reader: tuple[FeatureStore, View] | None = None
+        (self.folder / "music").mkdir()
+        self.choose_features(0)
+
+    def teardown(self) -> None:
+        shutil.rmtree(self.folder)
+
+    # The world
+
+    def choose_features(self, number: int) -> None:
+        text = CATALOG.format(features="\n".join(f"  {feature}" for feature in FEATURES[number]))
+        self.catalog = self.folder / f"catalog{number}.yaml"
+        self.catalog.write_text(text)
+        features = load_catalog(self.catalog).resolved_features().values()
+        self.wanted = {feature.name: f"{feature.name}@{feature.fingerprint}" for feature in features}
+
+    def references_of(self, content: int) -> dict[str, str]:
+        """Digest of a content's rows by version, for the versions of all catalogs."""
+        for version in self.wanted.values():
+            if (content, version) not in self.references:
+                found = reference(self.folder, content, self.catalog)
+                self.references.update({(content, name): digest(rows) for name, rows in found.items()})
+        return {version: rows for (known, version), rows in self.references.items() if known == content}
+
+    @initialize(
+        contents=st.lists(st.integers(0, 7), min_size=3, max_size=5),
+        features=st.integers(0, len(FEATURES) - 1),
+    )
+    def begin(self, contents: list[int], features: int) -> None:
+        self.choose_features(features)
+        for name, content in zip(NAMES, contents, strict=False):
+            self.write(name, content)
+        self.extract(None)
+
+    @rule(name=st.sampled_from(NAMES), content=st.integers(0, 7) | st.just(GARBAGE))
+    def write(self, name: str, content: int | None) -> None:
+        write_content(self.folder / "music" / name, content)
+        self.files[f"demo/{name}"] = content
+
+    @rule(name=st.sampled_from(NAMES))
+    def remove(self, name: str) -> None:
+        (self.folder / "music" / name).unlink(missing_ok=True)
+        self.files.pop(f"demo/{name}", None)
+
+    @rule(name=st.sampled_from(NAMES), to=st.sampled_from(NAMES))
+    def move(self, name: str, to: str) -> None:
+        path, target = self.folder / "music" / name, self.folder / "music" / to
+        if path.exists() and name != to:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
+            self.files[f"demo/{to}"] = self.files.pop(f"demo/{name}")
+
+    @rule(number=st.integers(0, len(FEATURES) - 1))
+    def change_features(self, number: int) -> None:
+        self.choose_features(number)
+
+    # What is visible
+
+    def view(self, store: FeatureStore) -> View:
+        labels = store.index.tracks(["track_id", "added_labels"]).set_index("track_id")["added_labels"]
+        versions = store.arrays[["feature", "fingerprint"]].drop_duplicates().itertuples(index=False)
+        rows: dict[str, set[tuple[str, str]]] = {name: set() for name in store.tracks.index}
+        for version in ["@".join(pair) for pair in versions]:
+            feature = store[version]
+            for track_id in feature.tracks.index:
+                rows[track_id].add((version, digest(feature.stored(track_id).tobytes())))
+        found = {
+            name: (
+                str(store.tracks.loc[name, "status"]),
+                labels[name] if isinstance(labels[name], str) else None,
+                frozenset(known),
+            )
+            for name, known in rows.items()
+        }
+        for name in store.failures.index:
+            found.setdefault(name, ("failed", None, frozenset()))
+        return found
+
+    def expected(self, state: State) -> View:
+        return {
+            name: (
+                known.status,
+                known.label if known.content is not GARBAGE else None,
+                frozenset((version, self.references[known.content, version]) for version in known.versions)
+                if known.content is not GARBAGE
+                else frozenset(),
+            )
+            for name, known in state.items()
+            if known.content is not GARBAGE or known.status == "failed"
+        }
+
+    def settle(self, candidates: Iterable[State]) -> None:
+        """Find what is visible among what may be, and remember it and the snapshots since the last step."""
+        store = FeatureStore(self.store_folder)
+        view = self.view(store)
+        tried = []
+        for state in candidates:
+            state = self.absorbed(state, view)
+            tried.append(self.expected(state))
+            if tried[-1] == view:
+                self.state = state
+                break
+        else:
+            raise AssertionError(f"visible is {view}\nexpected was one of {tried}")
+        self.remember(store, view)
+
+    def absorbed(self, state: State, view: View) -> State:
+        """Let failed tracks have features that their part got for the sake of others."""
+        done = dict(state)
+        for name, known in state.items():
+            if known.status == "failed" and name in view and known.content is not GARBAGE:
+                seen = frozenset(version for version, _ in view[name][2])
+                if known.versions <= seen <= known.versions | set(self.wanted.values()):
+                    done[name] = replace(known, versions=seen)
+        return done
+
+    def remember(self, store: FeatureStore, view: View) -> None:
+        newest = store.snapshot
+        self.oldest = store.index.format.oldest_snapshot
+        for number in range(max([self.oldest, *self.past]), newest):
+            self.past.setdefault(number, self.view(store.at(number)))
+        self.past[newest] = view
+        self.learn_needles(store, view)
+
+    def learn_needles(self, store: FeatureStore, view: View) -> None:
+        """Note a piece of each stored row, to look for in files later."""
+        for name, known in self.state.items():
+            for version in known.versions if known.content is not GARBAGE else ():
+                pieces = self.needles[known.content, version]
+                if not pieces and name in view:
+                    feature = store[version]
+                    part, start, count, _ = feature._span(name)
+                    reader = ShardReader(store.location, part, feature.rows.arrays[part])
+                    pieces |= {row[40:80] for row in reader.encoded(start, start + count) if len(row) > 200}
+
+    # Extraction
+
+    def predicted(self) -> Iterator[State]:
+        """What the index may be after an extraction."""
+        files = {name: content for name, content in self.files.items() if name not in self.blocked}
+        new = {name: content for name, content in files.items() if name not in self.state}
+        pairs: list[list[tuple[str, str] | None]] = []
+        for content in {content for content in new.values() if content is not GARBAGE}:
+            gone = {
+                name: known
+                for name, known in self.state.items()
+                if name not in files and known.content == content
+            }
+            news = [name for name in new if new[name] == content]
+            choices: list[tuple[str, str] | None] = list(itertools.product(news, gone))
+            # Of one whose file broke before it went the size is not known, so its move is not noticed.
+            if not gone or any(known.odd for known in gone.values()):
+                choices.append(None)
+            pairs.append(choices)
+        for chosen in itertools.product(*pairs):
+            moves = dict(pair for pair in chosen if pair is not None)
+            yield {
+                name: known
+                for name, known in (
+                    *((name, self.extracted(name, content, moves)) for name, content in files.items()),
+                    *(
+                        (name, self.complete(replace(known, status="gone")))
+                        for name, known in self.state.items()
+                        if name not in files and name not in moves.values()
+                    ),
+                )
+            }
+
+    def complete(self, known: Known) -> Known:
+        """With what can be computed from the cached audio."""
+        if known.content is GARBAGE or self.wanted["audio"] not in known.versions:
+            return known
+        return replace(known, versions=known.versions | set(self.wanted.values()))
+
+    def extracted(self, name: str, content: int | None, moves: dict[str, str]) -> Known:
+        if name in moves:
+            return self.complete(replace(self.state[moves[name]], status="ok", odd=False))
+        known = self.state.get(name)
+        label = known.label if known else None
+        if content is GARBAGE:
+            if known and known.content is not GARBAGE:
+                return replace(known, status="failed", odd=True)
+            return Known("failed", GARBAGE, label=label)
+        fresh = Known("ok", content, frozenset(self.wanted.values()), label)
+        if known is None or known.content != content or known.odd:
+            return fresh
+        return self.complete(replace(known, status="ok")) if self.has_audio(known) else fresh
+
+    def has_audio(self, known: Known) -> bool:
+        return self.wanted["audio"] in known.versions
+
+    def extract(self, at: int | None) -> bool:
+        for name, content in self.files.items():
+            if content is not GARBAGE and name not in self.blocked:
+                self.references_of(content)
+                self.owners[content].add(name)
+        for known in self.state.values():
+            if known.content is not GARBAGE:
+                self.references_of(known.content)
+        try:
+            with cut(at):
+                extract(self.catalog, scheduler=self.scheduler)
+        except Cut:
+            self.drain()
+            return False
+        candidates = list(self.predicted())
+        before = self.state
+        self.settle(candidates)
+        self.join_moved(before)
+        return True
+
+    def join_moved(self, before: State) -> None:
+        """Join names between which rows may have moved: then forgetting one may take the other's past."""
+        for old, new in itertools.product(set(before) - set(self.state), set(self.state) - set(before)):
+            if before[old].content == self.state[new].content:
+                both = self.joined.get(old, frozenset([old])) | self.joined.get(new, frozenset([new]))
+                for name in both:
+                    self.joined[name] = both
+
+    def drain(self) -> None:
+        """Wait for jobs of a run that was cut: they write until they end."""
+        from distributed import Client
+
+        with Client(self.scheduler) as client:
+            workers = list(client.scheduler_info(n_workers=-1)["workers"])
+            client.gather([client.submit(int, 0, workers=[worker], pure=False) for worker in workers])
+
+    @rule()
+    def extract_all(self) -> None:
+        self.extract(None)
+
+    @rule(at=st.integers(0, 45))
+    def extract_cut(self, at: int) -> None:
+        """Each track is as it was or as it is to be, and the next run does the rest."""
+        before, wanted = self.state, list(self.predicted())
+        if self.extract(at):
+            return
+        if not (self.store_folder / "mirstore.json").exists():
+            return
+        store = FeatureStore(self.store_folder)
+        view = self.view(store)
+        raw = store.index.tracks(["track_id", "status"])
+        statuses = dict(zip(raw["track_id"], raw["status"], strict=True))
+        self.state = {}
+        for name, status in statuses.items():
+            seen = view.get(name, (status, None, frozenset()))
+            known = self.recognised(name, seen)
+            allowed = [state[name] for state in (before, *wanted) if name in state]
+            assert any(
+                known.content == other.content and known.status == other.status for other in allowed
+            ), f"{name} is {known} in the middle, expected one of {allowed}"
+            old = before.get(name)
+            odd = (
+                known.content is not GARBAGE
+                and known.status != "ok"
+                and (known.status == "failed" or bool(old and old.odd))
+            )
+            self.state[name] = replace(known, odd=odd)
+        for name, old in before.items():
+            moved = any(
+                name not in state and self.state.get(new, Known("", -1)).content == old.content
+                for state in wanted
+                for new in set(state) - set(before)
+            )
+            assert name in statuses or moved, f"{name} was lost"
+        self.remember(store, view)
+        self.join_moved(before)
+
+    def recognised(self, name: str, seen: tuple[str, str | None, frozenset[tuple[str, str]]]) -> Known:
+        """Which content a track's rows are of; all of one."""
+        status, label, rows = seen
+        if not rows:
+            return Known(status, GARBAGE, label=label or (self.state.get(name) or Known("", 0)).label)
+        [content] = {
+            content
+            for content in {known for known, _ in self.references}
+            if all(self.references.get((content, version)) == found for version, found in rows)
+        }
+        return Known(status, content, frozenset(version for version, _ in rows), label)
+
+    # Upkeep
+
+    def upkeep(self, at: int | None, command: Callable[[], Any], *after: State) -> bool:
+        """Run a command that may be cut; what is visible is what was, or what is to be."""
+        try:
+            with cut(at):
+                command()
+        except Cut:
+            self.settle([self.state, *after])
+            return False
+        self.settle(after or [self.state])
+        return True
+
+    @rule(at=st.none() | st.integers(0, 8))
+    def prune(self, at: int | None) -> None:
+        left = {name: known for name, known in self.state.items() if known.status != "gone"}
+        self.upkeep(at, lambda: removal.prune(self.store_folder), left)
+
+    @precondition(lambda self: self.state)
+    @rule(data=st.data(), at=st.none() | st.integers(0, 60))
+    def forget(self, data: st.DataObject, at: int | None) -> None:
+        name = data.draw(st.sampled_from(sorted(self.state)))
+        left = {other: known for other, known in self.state.items() if other != name}
+        snapshot = FeatureStore(self.store_folder).snapshot
+        done = self.upkeep(at, lambda: removal.forget(self.store_folder, [name]), left)
+        if not done:  # once it is written down it happens, if not now then at the next command
+            with writable_index(self.store_folder, "test"):
+                pass
+            self.settle([self.state, left])
+        if done or name not in self.state:
+            self.blocked.add(name)
+            self.forgotten.append((name, snapshot))
+            self.check_erased()
+
+    @precondition(lambda self: self.blocked)
+    @rule(data=st.data())
+    def allow(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.blocked)))
+        removal.allow(self.store_folder, [name])
+        self.blocked.remove(name)
+        self.settle([self.state])
+
+    @rule()
+    def forget_unknown(self) -> None:
+        with pytest.raises(UnknownNameError, match="Nothing was forgotten"):
+            removal.forget(self.store_folder, [*self.state, "demo/never.wav"])
+        self.settle([self.state])
+
+    @rule(at=st.none() | st.integers(0, 90))
+    def compact(self, at: int | None) -> None:
+        if self.upkeep(at, lambda: compact(self.store_folder)):
+            again = compact(self.store_folder)
+            assert (again.rewritten, again.emptied, again.damage) == (0, 0, ())
+
+    @rule(
+        keep_s=st.sampled_from([0.0, 0.2, WEEK_S]),
+        grace_s=st.sampled_from([0.0, 0.0, 3600.0]),
+        at=st.none() | st.integers(0, 40),
+    )
+    def gc(self, keep_s: float, grace_s: float, at: int | None) -> None:
+        before = read_format(Folder(self.store_folder)).oldest_snapshot
+        newest = FeatureStore(self.store_folder).snapshot
+        done = self.upkeep(
+            at, lambda: collect_garbage(self.store_folder, grace_s=grace_s, keep_s=keep_s), self.state
+        )
+        assert before <= self.oldest <= newest or not done
+        if keep_s == WEEK_S:
+            assert self.oldest == before
+        if done and grace_s == 0.0:
+            store = FeatureStore(self.store_folder)
+            named = set()
+            for number in range(self.oldest, store.snapshot + 1):
+                arrays = store.at(number).arrays
+                named |= set(zip(arrays["part"], arrays["array"], strict=True))
+            parts = self.store_folder / "parts"
+            there = {(path.parent.name, path.name) for path in parts.glob("*/*@*")}
+            assert there == named
+            drafts = [path for path in self.store_folder.rglob(".*") if path.name != ".lock"]
+            assert drafts == []
+
+    @rule(data=st.data(), at=st.none() | st.integers(0, 8))
+    def drop(self, data: st.DataObject, at: int | None) -> None:
+        versions = sorted({version for known in self.state.values() for version in known.versions})
+        if not versions:
+            return
+        version = data.draw(st.sampled_from(versions))
+        after = {
+            name: replace(known, versions=known.versions - {version}) for name, known in self.state.items()
+        }
+        if any(known.content is not GARBAGE and not known.versions for known in after.values()):
+            return
+        fingerprint = version.partition("@")[2]
+        if version in self.wanted.values():
+            with pytest.raises(StoreError, match="--force"):
+                removal.drop(self.store_folder, version, wanted=[fingerprint])
+            self.settle([self.state])
+        self.upkeep(
+            at, lambda: removal.drop(self.store_folder, version, wanted=[fingerprint], force=True), after
+        )
+
+    @precondition(lambda self: any(known.content is not GARBAGE for known in self.state.values()))
+    @rule(data=st.data(), mood=st.sampled_from(["calm", "wild"]), at=st.none() | st.integers(0, 4))
+    def label(self, data: st.DataObject, mood: str, at: int | None) -> None:
+        stored = sorted(name for name, known in self.state.items() if known.content is not GARBAGE)
+        name = data.draw(st.sampled_from(stored))
+        text = json.dumps({"mood": mood})
+
+        def add() -> None:
+            with writable_index(self.store_folder, "test") as index:
+                rows = index.tracks()
+                [row] = track_rows(rows[rows["track_id"] == name])
+                index.commit(updated=[replace(row, added_labels=text)], provenance={"command": "test"})
+
+        self.upkeep(at, add, {**self.state, name: replace(self.state[name], label=text)})
+
+    # What holds at all times
+
+    @rule()
+    def open_reader(self) -> None:
+        store = FeatureStore(self.store_folder)
+        self.reader = store, self.view(store)
+
+    @invariant()
+    def reader_is_not_disturbed(self) -> None:
+        if self.reader is None:
+            return
+        store, seen = self.reader
+        if store.snapshot < self.oldest:
+            self.reader = None
+            return
+        for name, (_, _, rows) in seen.items():
+            for version, found in rows:
+                if not self.may_be_forgotten(name, store.snapshot):
+                    assert digest(store[version].stored(name).tobytes()) == found
+                    continue
+                try:
+                    assert digest(store[version].stored(name).tobytes()) == found
+                except StoreDamagedError:
+                    raise
+                except StoreError as error:
+                    told = str(error)
+                    assert "erased" in told
+
+    def may_be_forgotten(self, name: str, snapshot: int) -> bool:
+        return any(
+            snapshot <= until and name in self.joined.get(other, {other}) for other, until in self.forgotten
+        )
+
+    @precondition(lambda self: self.past)
+    @rule(data=st.data())
+    def travel(self, data: st.DataObject) -> None:
+        numbers = sorted(self.past)
+        for number in data.draw(st.lists(st.sampled_from(numbers), min_size=1, max_size=4, unique=True)):
+            self.check_past(number)
+
+    def check_past(self, number: int) -> None:
+        store = FeatureStore(self.store_folder)
+        if number < self.oldest:
+            with pytest.raises(StoreError, match="can no longer be read"):
+                store.at(number)
+            return
+        seen = self.view(store.at(number))
+        for name, known in self.past[number].items():
+            if not self.may_be_forgotten(name, number):
+                assert seen.get(name) == known, f"{name} of snapshot {number}"
+            elif name in seen and known[2]:
+                assert seen[name] == known
+                assert len(self.joined.get(name, ())) > 1, f"{name} of snapshot {number} was forgotten"
+        assert set(seen) <= set(self.past[number])
+
+    def check_erased(self) -> None:
+        """Of what only forgotten tracks ever were, no byte is in any file."""
+        stored = [path.read_bytes() for path in (self.store_folder / "parts").rglob("*") if path.is_file()]
+        for content, names in self.owners.items():
+            if not names <= self.blocked:
+                continue
+            for (known, version), pieces in self.needles.items():
+                for piece in pieces if known == content else ():
+                    assert not any(piece in file for file in stored), f"{version} of {names} is still there"
+
+    @invariant()
+    def store_is_sound(self) -> None:
+        if (self.store_folder / "mirstore.json").exists():
+            report = verify(self.store_folder)
+            assert report.is_sound, report.problems.to_dict(orient="records")
+
+
+def test_store_life(scheduler: str) -> None:
+    class Life(StoreLife):
+        pass
+
+    Life.scheduler = scheduler
+    run_state_machine_as_test(
+        Life,
+        settings=settings(
+            max_examples=EXAMPLES,
+            stateful_step_count=STEPS,
+            deadline=None,
+            print_blob=True,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

@@ -1,0 +1,287 @@
+"""Upkeep that is killed, and readers beside upkeep: real processes of the command line."""
+
+import contextlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+import pipeline.extraction
+from pipeline import FeatureStore, extract
+from pipeline.catalog import load_catalog
+from pipeline.errors import StoreDamagedError, StoreError
+from pipeline.store.compaction import compact
+from pipeline.store.index import Index
+from pipeline.store.shards import ShardReader
+from pipeline.store.verification import verify
+
+COMMAND = Path(sys.executable).with_name("mirstore")
+N_KILLS = 10
+AT_ONCE = 3  # most of a command is the start of Python
+HANG_S = 120.0  # far past what any command here takes, on a slow machine too
+CATALOG = """\
+version: 1
+store: ./store
+grid: {frames_per_chunk: 64, min_tail_s: 0.5}
+collections:
+  demo: {path: ./music}
+features:
+  audio: {kind: audio}
+  logmel: {kind: log_mel, from: audio, n_mels: 8}
+"""
+Rows = dict[tuple[str, str], bytes]
+FORGOTTEN = tuple(f"demo/{number:02}.wav" for number in (0, 3, 9, 13, 14))
+
+
+def track_per_job(tracks: Any, *_: Any, **__: Any) -> list[Any]:
+    return [tracks.iloc[[number]] for number in range(len(tracks))]
+
+
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory: pytest.TempPathFactory, scheduler: str) -> Path:
+    """A project of twenty small parts: dead rows, gone tracks, two versions; not to be changed."""
+    folder = tmp_path_factory.mktemp("crowded")
+    (folder / "music").mkdir()
+    (folder / "catalog.yaml").write_text(CATALOG)
+
+    def write(number: int, seed: int) -> None:
+        noise = np.random.default_rng(seed).uniform(-0.5, 0.5, 12_000 * 2)
+        sf.write(folder / "music" / f"{number:02}.wav", noise, 12_000)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline.extraction, "batches", track_per_job)
+        for number in range(16):
+            write(number, number)
+        extract(folder / "catalog.yaml", scheduler=scheduler)
+        for number in range(0, 10, 2):
+            write(number, 100 + number)
+        for number in range(10, 13):
+            (folder / "music" / f"{number:02}.wav").unlink()
+        (folder / "catalog.yaml").write_text(CATALOG.replace("n_mels: 8", "n_mels: 6"))
+        extract(folder / "catalog.yaml", scheduler=scheduler)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def compacted(tmp_path_factory: pytest.TempPathFactory, crowded: Path) -> Path:
+    """The crowded project with old parts that only older snapshots name."""
+    folder = tmp_path_factory.mktemp("compacted") / "project"
+    shutil.copytree(crowded, folder)
+    compact(folder / "store", least_live=1.0)
+    return folder
+
+
+def rows_of(store: FeatureStore) -> Rows:
+    found = {}
+    for version in sorted(set(store.arrays["feature"] + "@" + store.arrays["fingerprint"])):
+        feature = store[version]
+        for track_id in feature.tracks.index:
+            found[track_id, version] = feature.stored(track_id).tobytes()
+    return found
+
+
+def without_gone(store: FeatureStore, rows: Rows) -> Rows:
+    gone = set(store.tracks.index[store.tracks["status"] == "gone"])
+    assert gone
+    return {key: content for key, content in rows.items() if key[0] not in gone}
+
+
+def without_forgotten(_: FeatureStore, rows: Rows) -> Rows:
+    return {key: content for key, content in rows.items() if key[0] not in FORGOTTEN}
+
+
+def old_version(folder: Path) -> str:
+    """The log-mel that the catalog no longer asks for."""
+    wanted = load_catalog(folder / "catalog.yaml").resolved_features()["logmel"].fingerprint
+    arrays = FeatureStore(folder / "store").arrays
+    [old] = set(arrays.loc[arrays["feature"] == "logmel", "fingerprint"]) - {wanted}
+    return f"logmel@{old}"
+
+
+def without_dropped(store: FeatureStore, rows: Rows) -> Rows:
+    version = old_version(Path(str(store.location)).parent)
+    return {key: content for key, content in rows.items() if key[1] != version}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A command to be killed: on which project, its arguments, and what is visible once it is done."""
+
+    project: str
+    arguments: Callable[[Path], list[str]]
+    after: Callable[[FeatureStore, Rows], Rows]
+
+
+TRIALS = {
+    "compact": Trial("crowded", lambda _: ["compact"], lambda _, rows: rows),
+    "gc": Trial("compacted", lambda _: ["gc", "--grace", "0", "--keep", "0"], lambda _, rows: rows),
+    "prune": Trial("crowded", lambda _: ["prune"], without_gone),
+    "forget": Trial("crowded", lambda _: ["forget", *FORGOTTEN], without_forgotten),
+    "drop": Trial("crowded", lambda folder: ["drop", old_version(folder)], without_dropped),
+}
+
+
+def started(folder: Path, arguments: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [COMMAND, *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def pause(process: subprocess.Popen[str], seconds: float) -> None:
+    """Wait so long, or until the process ends."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+
+
+def wait_until_it_writes(folder: Path, process: subprocess.Popen[str]) -> None:
+    """Wait until a command holds the store: all before is the start of Python."""
+    lock = folder / "store" / ".lock"
+    while process.poll() is None:
+        with contextlib.suppress(ValueError, KeyError):
+            if json.loads(lock.read_text())["pid"] == process.pid:
+                return
+        pause(process, 0.002)
+
+
+def killed(folder: Path, arguments: list[str], delay_s: float) -> bool:
+    """Kill a command so long after it has begun to write; return whether it was still running."""
+    process = started(folder, arguments)
+    wait_until_it_writes(folder, process)
+    pause(process, delay_s)
+    process.kill()
+    process.communicate()
+    return process.returncode == -signal.SIGKILL
+
+
+def working_time(folder: Path, arguments: list[str]) -> float:
+    """Seconds that a command works, undisturbed."""
+    process = started(folder, arguments)
+    wait_until_it_writes(folder, process)
+    begun = time.monotonic()
+    _, err = process.communicate(timeout=HANG_S)
+    assert process.returncode == 0, err
+    return time.monotonic() - begun
+
+
+def pieces_of(store: FeatureStore, track_ids: tuple[str, ...]) -> set[bytes]:
+    """Bytes of tracks' rows as they lie in the shards: noise, so no two are alike."""
+    found = set()
+    for version in set(store.arrays["feature"] + "@" + store.arrays["fingerprint"]):
+        feature = store[version]
+        for track_id in set(feature.tracks.index) & set(track_ids):
+            part, start, count, _ = feature._span(track_id)
+            reader = ShardReader(store.location, part, feature.rows.arrays[part])
+            found |= {row[40:104] for row in reader.encoded(start, start + count)}
+    return found
+
+
+def is_anywhere(folder: Path, pieces: set[bytes]) -> bool:
+    contents = [path.read_bytes() for path in (folder / "store").rglob("*") if path.is_file()]
+    return any(piece in content for content in contents for piece in pieces)
+
+
+@pytest.mark.parametrize("name", TRIALS)
+def test_kill_at_any_moment_loses_nothing(
+    name: str, request: pytest.FixtureRequest, empty_project: Any, tmp_path: Path
+) -> None:
+    trial = TRIALS[name]
+    source: Path = request.getfixturevalue(trial.project)
+    arguments = trial.arguments(source)
+    store = FeatureStore(source / "store")
+    before = rows_of(store)
+    after = trial.after(store, before)
+    wanted = pieces_of(store, FORGOTTEN) if name == "forget" else set()
+
+    whole = tmp_path / "whole"
+    shutil.copytree(source, whole)
+    work_s = working_time(whole, arguments)
+    assert rows_of(FeatureStore(whole / "store")) == after
+
+    rng = np.random.default_rng(len(name))
+    delays = 0.95 * work_s * (np.arange(N_KILLS) + rng.random(N_KILLS)) / N_KILLS
+    delays[0] = 0.0
+    folders = [tmp_path / str(number) for number in range(N_KILLS)]
+    for folder in folders:
+        shutil.copytree(source, folder)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        ended = list(
+            pool.map(lambda trial: killed(trial[0], arguments, trial[1]), zip(folders, delays, strict=True))
+        )
+    assert any(ended), "every kill came too late"
+
+    for folder in folders:
+        empty_project.folder = folder
+        seen = rows_of(FeatureStore(folder / "store"))
+        assert seen in (before, after)
+        assert verify(folder / "store").is_sound
+        if name == "forget":  # what was written down before the kill happens at the next command
+            assert empty_project.run("gc").returncode == 0
+            assert is_anywhere(folder, wanted) == (seen != after)
+            assert rows_of(FeatureStore(folder / "store")) == seen
+        done = empty_project.run(*arguments)
+        if name in ("forget", "drop") and seen == after:
+            assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+        else:
+            assert done.returncode == 0, done.stderr
+        assert rows_of(FeatureStore(folder / "store")) == after
+        assert empty_project.run("gc", "--grace", "0", "--keep", "0").returncode == 0
+        arrays = Index(folder / "store").arrays()
+        there = {(path.parent.name, path.name) for path in (folder / "store" / "parts").glob("*/*@*")}
+        assert there == set(zip(arrays["part"], arrays["array"], strict=True))
+        assert {path.name for path in (folder / "store" / "parts").iterdir()} == set(arrays["part"])
+        assert {path.name for path in (folder / "store").rglob(".*")} == {".lock"}
+        assert rows_of(FeatureStore(folder / "store")) == after
+        assert verify(folder / "store").is_sound
+        assert not is_anywhere(folder, wanted) or not wanted
+        shutil.rmtree(folder)
+
+
+def test_readers_beside_upkeep_are_not_disturbed(crowded: Path, tmp_path: Path) -> None:
+    """Read all the time, through readers that were there before, while one command after another runs."""
+    folder = tmp_path / "project"
+    shutil.copytree(crowded, folder)
+    store = FeatureStore(folder / "store")
+    before = rows_of(store)
+    features = {version: store[version] for _, version in before}
+    erased: set[str] = set()
+
+    def read(forgetting: bool) -> None:
+        for (track_id, version), content in before.items():
+            try:
+                assert features[version].stored(track_id).tobytes() == content
+                assert track_id not in erased
+            except StoreDamagedError:
+                raise
+            except StoreError as error:
+                if not (forgetting or erased) or track_id not in FORGOTTEN or "was erased" not in str(error):
+                    raise
+
+    for arguments in (
+        ["prune"],
+        ["compact"],
+        ["drop", old_version(folder)],
+        ["gc", "--grace", "0"],
+        ["forget", *FORGOTTEN],
+    ):
+        process = started(folder, arguments)
+        wait_until_it_writes(folder, process)
+        while process.poll() is None:
+            read(arguments[0] == "forget")
+        _, err = process.communicate()
+        assert process.returncode == 0, err
+        if arguments[0] == "forget":
+            erased.update(FORGOTTEN)
+        read(False)
+    fresh = rows_of(FeatureStore(folder / "store", snapshot=store.snapshot))
+    assert fresh == {key: content for key, content in before.items() if key[0] not in FORGOTTEN}
