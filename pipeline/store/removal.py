@@ -1,7 +1,7 @@
 """Taking away: tracks whose file has gone, tracks that are to be forgotten, versions of features."""
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -15,6 +15,7 @@ from pipeline.store.index import Index, writable_index
 from pipeline.store.lineage import command_line, provenance
 from pipeline.store.location import Location
 from pipeline.store.parts import part_group
+from pipeline.store.versions import models_by_feature
 
 _SPAN = ["track_id", "part", "row_start", "n_chunks"]
 
@@ -178,7 +179,6 @@ def drop(
     version: str,
     *,
     wanted: Sequence[str] = (),
-    used_by: Callable[[str], Sequence[str]] = lambda _fingerprint: (),
     force: bool = False,
 ) -> tuple[str, str, int]:
     """Drop one version of a feature; its bytes go with ``mirstore gc``.
@@ -191,8 +191,6 @@ def drop(
         ``feature@fingerprint``.
     wanted
         Fingerprints that the catalog asks for.
-    used_by
-        Names of the models fitted from a fingerprint.
     force
         Drop it even if the catalog asks for it or models use it.
 
@@ -221,7 +219,7 @@ def drop(
                 f"{version} is what the catalog asks for, and the next extraction would compute it again. "
                 "Take it out of the catalog, or use --force."
             )
-        models = used_by(fingerprint)
+        models = models_by_feature(index.location)[0].get(fingerprint)
         if models and not force:
             raise StoreError(f"{version} is used by {', '.join(models)}. Remove these first, or use --force.")
         size = int(arrays.loc[arrays["fingerprint"] == fingerprint, "bytes"].sum())

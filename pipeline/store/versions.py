@@ -46,7 +46,7 @@ def feature_versions(store: FeatureStore) -> FeatureVersions:
     by_version = store.arrays.groupby("fingerprint", sort=False)
     parameters = by_version["parameters"].first().map(json.loads)
     computed_with = by_version.apply(_computed_with, include_groups=False)
-    models, remarks = _models(store.location)
+    models, remarks = models_by_feature(store.location)
     current = store.catalog_versions
     fingerprints = table["fingerprint"]
     added = {
@@ -66,7 +66,7 @@ def _computed_with(arrays: pd.DataFrame) -> list[dict[str, Any]]:
     return [{"libraries": json.loads(libraries), "parts": int(n)} for libraries, n in counts.items()]
 
 
-def _models(location: Location) -> tuple[dict[str, list[str]], list[str]]:
+def models_by_feature(location: Location) -> tuple[dict[str, list[str]], list[str]]:
     """Return the models by the fingerprint of a feature they use, and what could not be read."""
     found: dict[str, list[str]] = defaultdict(list)
     remarks = []

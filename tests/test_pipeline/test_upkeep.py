@@ -794,3 +794,19 @@ def test_no_command_without_a_store(empty_project: Any) -> None:
         assert "holds no store" in failed(empty_project.run(*arguments))
         assert not empty_project.store_folder.exists()
     assert os.listdir(empty_project.music) == []
+
+
+def test_a_version_that_models_use_is_not_dropped_by_accident(empty_project: Any) -> None:
+    empty_project.add_song("a.wav")
+    empty_project.extract()
+    version = f"mfcc@{empty_project.store['mfcc'].fingerprint}"
+    empty_project.write_catalog(AUDIO, LOGMEL)
+    card = empty_project.store_folder / "models" / "codebook" / "1" / "card.json"
+    card.parent.mkdir(parents=True)
+    card.write_text(json.dumps({"features": [version]}))
+    done = empty_project.run("drop", version)
+    assert done.returncode == 2
+    assert "codebook/1" in done.stderr
+    assert list(empty_project.store) == ["audio", "logmel", "mfcc"]
+    assert empty_project.run("drop", version, "--force").returncode == 0
+    assert list(empty_project.store) == ["audio", "logmel"]
