@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 STORE_PAGE = (ROOT / "docs" / "store.md").read_text(encoding="utf-8")
 MACHINES_PAGE = (ROOT / "docs" / "machines.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^\| [^|]+ \| `(mirstore [^`]+)` \|$", README, flags=re.MULTILINE)
+COMMANDS = re.findall(r"^\| [^|]* ?\| `(mirstore [^`]+)` \|$", README, flags=re.MULTILINE)
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -35,6 +35,7 @@ def readers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for collection, name in (("music", "Nebula.ogg"), ("mine", "some song.ogg")):
         songs = write_sample_collection(folder / collection, n_songs=3, seed=len(name), duration_s=32.0)
         songs[0].path.rename(songs[0].path.with_name(name))
+    (folder / "tags.csv").write_text("track_id,mood\nmine/some song.ogg,calm\n")
     return folder
 
 
@@ -57,7 +58,7 @@ def test_the_commands_run_in_the_order_in_which_they_stand(readers_folder: Path)
 
 def test_the_python_runs_as_printed(readers_folder: Path) -> None:
     code = [*blocks(README, "python"), *blocks(STORE_PAGE, "python")]
-    assert len(code) == 3
+    assert len(code) == 4
     script = readers_folder / "readme.py"
     script.write_text(
         'if __name__ == "__main__":\n' + "".join(f"    {line}\n" for line in "\n".join(code).splitlines())
@@ -73,13 +74,16 @@ def test_the_python_runs_as_printed(readers_folder: Path) -> None:
 
 
 def test_the_catalogs_load(tmp_path: Path) -> None:
-    own, published = blocks(README, "yaml")
+    own, remote, published = blocks(README, "yaml")
     (tmp_path / "songs.csv").write_text("uri\n")
     (tmp_path / "catalog.yaml").write_text(own.replace("~/Music", "."))
     features = load_catalog(tmp_path / "catalog.yaml").resolved_features()
     # The README's short form and the repository's written-out catalog are the same features.
     default = load_catalog(ROOT / "catalog.yaml").resolved_features()
     assert {f.fingerprint for f in features.values()} == {f.fingerprint for f in default.values()}
+
+    (tmp_path / "remote.yaml").write_text(remote)
+    assert load_catalog(tmp_path / "remote.yaml").store == "s3://bucket/prefix"
 
     document: dict[str, Any] = yaml.safe_load(own)
     document["features"].update(yaml.safe_load(published))
