@@ -119,14 +119,25 @@ def blocked_hashes(location: Location) -> set[str]:
 
 
 def complete_erasures(index: "Index") -> None:
-    """Do what is still to be done of every erasure; to be called by whoever holds the lock."""
+    """Do what is still to be done of every erasure; to be called by whoever holds the lock.
+
+    Raises
+    ------
+    StoreDamagedError
+        If a shard's index cannot be read; all else is done then.
+    """
+    damage: list[StoreDamagedError] = []
     for erasure in erasures(index.location):
         if not erasure.done:
-            _complete(index, erasure)
+            damage += _complete(index, erasure)
+    if damage:
+        raise damage[0]
 
 
-def _complete(index: "Index", erasure: Erasure) -> None:
+def _complete(index: "Index", erasure: Erasure) -> list[StoreDamagedError]:
+    """Do what is still to be done of an erasure; return what keeps it from being done."""
     location = index.location
+    damage: list[StoreDamagedError] = []
     rows = index.tracks(["track_id"])["track_id"]
     still_there = sorted(set(rows[rows.isin(erasure.track_ids)]))
     if still_there:
@@ -136,12 +147,17 @@ def _complete(index: "Index", erasure: Erasure) -> None:
     for span in erasure.spans:
         by_part[span.part].append(span)
     for part, spans in by_part.items():
-        _erase(location, part, spans)
+        try:
+            _erase(location, part, spans)
+        except StoreDamagedError as error:
+            damage.append(error)
     _delete_leftovers(index)
     for name in location.names(ERASED):
         if is_draft(name):  # of a command that was killed; it names tracks
             location.delete(f"{ERASED}/{name}")
-    replace(erasure, track_ids=(), done=True).write(location)
+    if not damage:
+        replace(erasure, track_ids=(), done=True).write(location)
+    return damage
 
 
 def _erase(location: Location, part: str, spans: Sequence[Span]) -> None:

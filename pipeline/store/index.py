@@ -12,7 +12,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -275,7 +275,8 @@ class Index:
                 self.commit(provenance=provenance("recovery"))
         if self.format.version < FORMAT:
             self._upgrade()
-        complete_erasures(self)
+        with suppress(StoreDamagedError):  # forget tells of it; nobody else can mend it or needs it mended
+            complete_erasures(self)
 
     def _upgrade(self) -> None:
         with self._committing():

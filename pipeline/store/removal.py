@@ -80,7 +80,8 @@ def forget(place: "str | Location", track_ids: Sequence[str]) -> Forgotten:
     UnknownNameError
         If the store has no such track, nor had in a snapshot that is kept; then nothing is forgotten.
     StoreLockedError, StoreWriteError, StoreDamagedError
-        If the store cannot be written, or a shard's index cannot be read; run again after mending it.
+        If the store cannot be written, or a shard's index cannot be read; the next command that writes does
+        what is left, once the shard is mended.
     """
     with writable_index(place, "mirstore forget") as index:
         history = _history(index)

@@ -43,6 +43,7 @@ from pipeline.decoding import decode
 from pipeline.errors import StoreDamagedError, StoreError, UnknownNameError
 from pipeline.store import removal
 from pipeline.store.compaction import compact
+from pipeline.store.erasures import blocked_hashes, name_hash
 from pipeline.store.folder import Folder
 from pipeline.store.garbage import collect_garbage
 from pipeline.store.index import read_format, writable_index
@@ -50,8 +51,8 @@ from pipeline.store.records import track_rows
 from pipeline.store.shards import ShardReader
 from pipeline.store.verification import verify
 
-EXAMPLES = int(os.environ.get("MIRSTORE_LIFE_EXAMPLES", "6"))
-STEPS = 24
+EXAMPLES = int(os.environ.get("MIRSTORE_LIFE_EXAMPLES", "4"))
+STEPS = 20
 NAMES = ("a.wav", "b.wav", "c.wav", "sub/d.wav", "e.wav")
 SECONDS = (0.1, 1.0, 1.7, 3.0)  # a content's number gives length and seed; chunks are 1.37 s
 GARBAGE = None
@@ -501,20 +502,30 @@ class StoreLife(RuleBasedStateMachine):
         left = {name: known for name, known in self.state.items() if known.status != "gone"}
         self.upkeep(at, lambda: removal.prune(self.store_folder), left)
 
-    @precondition(lambda self: self.state)
+    def pruned(self) -> set[str]:
+        """Tracks that only the past has, under no other name either."""
+        names = {
+            name
+            for number, view in self.past.items()
+            for name, (_, _, rows) in view.items()
+            if rows and number >= self.oldest and not self.may_be_forgotten(name, number)
+        }
+        return {name for name in names if not self.joined.get(name, {name}) & set(self.state)}
+
+    @precondition(lambda self: self.state or self.pruned())
     @rule(data=st.data(), at=st.none() | st.integers(0, 60))
     def forget(self, data: st.DataObject, at: int | None) -> None:
-        name = data.draw(st.sampled_from(sorted(self.state)))
+        name = data.draw(st.sampled_from(sorted({*self.state, *self.pruned()})))
         left = {other: known for other, known in self.state.items() if other != name}
-        snapshot = FeatureStore(self.store_folder).snapshot
-        done = self.upkeep(at, lambda: removal.forget(self.store_folder, [name]), left)
-        if not done:  # once it is written down it happens, if not now then at the next command
+        store = FeatureStore(self.store_folder)
+        if not self.upkeep(at, lambda: removal.forget(self.store_folder, [name]), left):
+            # Once it is written down it happens, if not now then at the next command.
             with writable_index(self.store_folder, "test"):
                 pass
-            self.settle([self.state, left])
-        if done or name not in self.state:
+            self.settle([left if name_hash(name) in blocked_hashes(store.location) else self.state])
+        if name_hash(name) in blocked_hashes(store.location):
             self.blocked.add(name)
-            self.forgotten.append((name, snapshot))
+            self.forgotten.append((name, store.snapshot))
             self.check_erased()
 
     @precondition(lambda self: self.blocked)
@@ -544,11 +555,10 @@ class StoreLife(RuleBasedStateMachine):
     )
     def gc(self, keep_s: float, grace_s: float, at: int | None) -> None:
         before = read_format(Folder(self.store_folder)).oldest_snapshot
-        newest = FeatureStore(self.store_folder).snapshot
         done = self.upkeep(
             at, lambda: collect_garbage(self.store_folder, grace_s=grace_s, keep_s=keep_s), self.state
         )
-        assert before <= self.oldest <= newest or not done
+        assert before <= self.oldest <= max(self.past)
         if keep_s == WEEK_S:
             assert self.oldest == before
         if done and grace_s == 0.0:

@@ -310,6 +310,28 @@ def test_a_part_that_gc_half_deleted_does_not_stop_forgetting(small: Any) -> Non
     assert small.extract().songs == 1
 
 
+def test_a_damaged_shard_does_not_stop_all_that_writes(small: Any) -> None:
+    """It stops forgetting what lies in it, which is hidden all the same and erased once the shard is mended."""
+    replace_song(small, "x", 20)
+    small.extract()
+    wanted = pieces(small, track("a")) | pieces(small, track("x"))
+    part = small.store.tracks.loc[track("a"), "part"]
+    [shard] = (small.store_folder / "parts" / part).glob("audio@*/c/0/0")
+    content = bytearray(shard.read_bytes())
+    content[-20] ^= 1
+    shard.write_bytes(content)
+    assert "index of shard 0" in failed(small.run("forget", track("a"), track("x")))
+    assert set(small.store.tracks.index) == {track(name) for name in "bcd"}
+    small.add_song("new.wav")
+    assert small.extract().songs == 1
+    assert small.run("gc").returncode == 0
+    content[-20] ^= 1
+    shard.write_bytes(content)
+    assert small.run("gc").returncode == 0
+    assert not is_anywhere(small, wanted)
+    assert verify(small.store_folder).is_sound
+
+
 def test_compute_after_forgetting_skips_the_erased_rows(small: Any) -> None:
     removal.forget(small.store_folder, [track("b")])
     small.write_catalog(AUDIO, FINE)

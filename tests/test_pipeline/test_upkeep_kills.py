@@ -1,7 +1,11 @@
-"""Upkeep that is killed, and readers beside upkeep: real processes of the command line."""
+"""Upkeep that is killed, and readers beside upkeep: real processes of the command line.
+
+For more kills of each command: ``MIRSTORE_KILLS=10 pytest <this file>``.
+"""
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -27,7 +31,7 @@ from pipeline.store.shards import ShardReader
 from pipeline.store.verification import verify
 
 COMMAND = Path(sys.executable).with_name("mirstore")
-N_KILLS = 10
+N_KILLS = int(os.environ.get("MIRSTORE_KILLS", "3"))
 AT_ONCE = 3  # most of a command is the start of Python
 HANG_S = 120.0  # far past what any command here takes, on a slow machine too
 CATALOG = """\
@@ -228,13 +232,11 @@ def test_kill_at_any_moment_loses_nothing(
         if name == "forget":  # what was written down before the kill happens at the next command
             assert empty_project.run("gc").returncode == 0
             assert is_anywhere(folder, wanted) == (seen != after)
-            assert rows_of(FeatureStore(folder / "store")) == seen
         done = empty_project.run(*arguments)
         if name in ("forget", "drop") and seen == after:
             assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
         else:
             assert done.returncode == 0, done.stderr
-        assert rows_of(FeatureStore(folder / "store")) == after
         assert empty_project.run("gc", "--grace", "0", "--keep", "0").returncode == 0
         arrays = Index(folder / "store").arrays()
         there = {(path.parent.name, path.name) for path in (folder / "store" / "parts").glob("*/*@*")}
@@ -243,7 +245,7 @@ def test_kill_at_any_moment_loses_nothing(
         assert {path.name for path in (folder / "store").rglob(".*")} == {".lock"}
         assert rows_of(FeatureStore(folder / "store")) == after
         assert verify(folder / "store").is_sound
-        assert not is_anywhere(folder, wanted) or not wanted
+        assert not is_anywhere(folder, wanted)
         shutil.rmtree(folder)
 
 
