@@ -60,7 +60,9 @@ ARRAYS_SCHEMA = _schema(ArrayRow)
 
 
 def _table(rows: Sequence[TrackRow] | Sequence[ArrayRow], schema: pa.Schema) -> pa.Table:
-    return pa.Table.from_pylist([asdict(row) for row in rows], schema=schema)
+    # Column by column: `asdict` copies every cell deeply.
+    columns = [pa.array([getattr(row, field.name) for row in rows], field.type) for field in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 @dataclass(frozen=True, slots=True)
