@@ -697,10 +697,16 @@ class StoredFeature:
         return band_centres_hz(LogMelParameters(sample_rate=self.store.grid.sample_rate, **names))
 
 
+_WIDENED = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
+
+
 def as_values(stored: NDArray[Any]) -> NDArray[np.float32]:
     """Return stored rows as float32 values; int16 audio with full scale 1."""
     if stored.dtype == np.int16:
         return stored.astype(np.float32) * np.float32(AUDIO_SCALE)
+    if stored.dtype == np.float16:
+        # Looked up: numpy widens in software, at half this speed.
+        return np.take(_WIDENED, stored.view(np.uint16))
     return stored.astype(np.float32, copy=False)
 
 
