@@ -19,7 +19,16 @@ from pipeline.catalog import Catalog, load_catalog
 from pipeline.collections import Scan, scan
 from pipeline.definitions import Feature
 from pipeline.errors import CatalogError, ClusterError, StoreDamagedError, UnknownNameError, did_you_mean
-from pipeline.planning import Action, Plan, batches, estimated_rows, files_to_hash, plan, wanted_features
+from pipeline.planning import (
+    INDEXED_COLUMNS,
+    Action,
+    Plan,
+    batches,
+    estimated_rows,
+    files_to_hash,
+    plan,
+    wanted_features,
+)
 from pipeline.reports import ExtractReport, Progress
 from pipeline.store.erasures import blocked_hashes, name_hash
 from pipeline.store.index import Index
@@ -98,7 +107,7 @@ def _planned(
         names = scanned.tracks["track_id"]
         forgotten = np.array([name_hash(name) in blocked for name in names], dtype=bool)
         scanned = replace(scanned, tracks=scanned.tracks[~forgotten].reset_index(drop=True))
-    indexed = index.tracks() if index else Index.no_tracks()
+    indexed = index.tracks(INDEXED_COLUMNS) if index else Index.no_tracks()
     arrays = index.arrays(["part", "fingerprint"]) if index else Index.no_arrays()
     hashes = {}
     for uri in files_to_hash(scanned.tracks, indexed):
