@@ -416,9 +416,11 @@ def _with_labels(rows: pd.DataFrame) -> pd.DataFrame:
         return rows
     merged: list[dict[str, Any]] = [{} for _ in range(len(rows))]
     for source in sources:
-        for known, text in zip(merged, source, strict=True):
-            if isinstance(text, str):
-                known.update(json.loads(text))
+        numbers = np.flatnonzero(source.notna())
+        # All at once: a call a text takes three times as long.
+        found = json.loads(f"[{','.join(source.iloc[numbers])}]")
+        for number, known in zip(numbers, found, strict=True):
+            merged[number].update(known)
     labels = pd.DataFrame(merged, index=rows.index)
     labels = labels.rename(columns={name: f"label_{name}" for name in labels.columns if name in rows.columns})
     return pd.concat([rows, labels], axis=1)
