@@ -23,7 +23,7 @@ from pipeline.errors import (
     UnknownNameError,
     did_you_mean,
 )
-from pipeline.planning import Action, Plan, files_to_hash, plan, wanted_features
+from pipeline.planning import INDEXED_COLUMNS, Action, Plan, files_to_hash, plan, wanted_features
 from pipeline.remote_files import content_hash
 from pipeline.reports import ExtractReport, Progress
 from pipeline.run import Run
@@ -99,7 +99,7 @@ def _planned(
             tracks=_without(scanned.tracks, blocked),
             problems=_without(scanned.problems, blocked),
         )
-    indexed = index.tracks() if index else Index.no_tracks()
+    indexed = index.tracks(INDEXED_COLUMNS) if index else Index.no_tracks()
     arrays = index.arrays(["part", "fingerprint"]) if index else Index.no_arrays()
     hashes = {}
     for uri in files_to_hash(scanned.tracks, indexed):

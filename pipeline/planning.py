@@ -10,6 +10,8 @@ from enum import StrEnum
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from features.framing import Grid
@@ -94,6 +96,22 @@ def wanted_features(features: Mapping[str, Feature], only: Sequence[str] = ()) -
     return tuple(wanted.values())
 
 
+# What planning needs to know of the index: of a million tracks, all columns would be a gigabyte.
+INDEXED_COLUMNS = (
+    "track_id",
+    "collection",
+    "uri",
+    "size",
+    "mtime_ns",
+    "status",
+    "labels",
+    "content_hash",
+    "part",
+    "stage",
+    "reason",
+)
+
+
 def files_to_hash(scanned: pd.DataFrame, indexed: pd.DataFrame) -> list[str]:
     """Return the uris whose content decides between new and moved, or changed and touched.
 
@@ -102,14 +120,21 @@ def files_to_hash(scanned: pd.DataFrame, indexed: pd.DataFrame) -> list[str]:
     scanned
         `Scan.tracks`.
     indexed
-        The ``tracks`` table.
+        The ``tracks`` table, at least `INDEXED_COLUMNS`.
     """
     known = indexed[indexed["content_hash"].notna()]
     both = scanned.merge(known[["track_id", "size", "mtime_ns"]], on="track_id", suffixes=("", "_known"))
     touched = both[(both["size"] == both["size_known"]) & (both["mtime_ns"] != both["mtime_ns_known"])]
-    gone = known[~known["track_id"].isin(scanned["track_id"])]
-    new = scanned[~scanned["track_id"].isin(indexed["track_id"]) & scanned["size"].isin(gone["size"])]
+    gone = known[~_among(known["track_id"], scanned["track_id"])]
+    new = scanned[~_among(scanned["track_id"], indexed["track_id"]) & scanned["size"].isin(gone["size"])]
     return [*touched["uri"], *new["uri"]]
+
+
+def _among(names: pd.Series, others: pd.Series) -> NDArray[np.bool_]:
+    """Return which names are among others, ten times faster than `Series.isin`, which makes Python strings."""
+    kind = pa.large_string()
+    found: NDArray[np.bool_] = np.asarray(pc.is_in(pa.array(names, kind), value_set=pa.array(others, kind)))
+    return found
 
 
 def plan(
@@ -130,7 +155,7 @@ def plan(
     scanned, problems
         `Scan.tracks` and `Scan.problems`.
     indexed, arrays
-        The index's two tables.
+        The index's two tables, of ``tracks`` at least `INDEXED_COLUMNS`.
     features
         What is to be complete, upstream first, as `wanted_features` gives it.
     collections
@@ -172,7 +197,9 @@ def plan(
     )
     failed = status.eq("failed")
     lacking = np.empty(n, dtype=object)
-    lacking[:] = [missing.get(part, ()) if isinstance(part, str) else () for part in seen["part"]]
+    lacking[:] = [
+        missing.get(part, ()) if isinstance(part, str) else () for part in seen["part"].to_numpy(object)
+    ]
 
     decide(status.eq("new"), Action.EXTRACT, "new")
     decide(
@@ -203,7 +230,8 @@ def plan(
     seen["content"] = content
     seen["in_index"] = status.ne("new")
 
-    gone = old[~old["track_id"].isin(scanned["track_id"]) & ~old["track_id"].isin(problems["track_id"])]
+    named = _among(old["track_id"], scanned["track_id"]) | _among(old["track_id"], problems["track_id"])
+    gone = old[~named]
     # A folder that could not be listed is named with a slash at its end: of what is below it, nothing is known.
     unlisted = tuple(name for name in problems["track_id"] if name.endswith("/"))
     if unlisted:

@@ -111,7 +111,12 @@ def chunk_table(features: Sequence["StoredFeature"]) -> ChunkTable:
     counts = spans.n_chunks[where]
     chunk = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     grid = store.grid
-    valid = [grid.valid_frames(int(n)) for n in spans.n_samples[where]]
+    # As `Grid.valid_frames`, of all tracks at once: a million calls take seconds.
+    valid_frames = np.full(len(chunk), grid.frames_per_chunk, dtype=np.int32)
+    some = counts > 0
+    rest = spans.n_samples[where] - (counts - 1) * grid.chunk_samples
+    last_frames = np.minimum(grid.frames_per_chunk, rest // grid.hop_length + 1)
+    valid_frames[np.cumsum(counts)[some] - 1] = last_frames[some]
     return ChunkTable(
         track_ids=spans.track_ids,
         parts=tuple(str(part) for part in parts),
@@ -119,7 +124,7 @@ def chunk_table(features: Sequence["StoredFeature"]) -> ChunkTable:
         row=(np.repeat(spans.row_start[where], counts) + chunk).astype(np.int32),
         track=np.repeat(where, counts).astype(np.int32),
         chunk=chunk.astype(np.int32),
-        valid_frames=np.concatenate(valid).astype(np.int32) if valid else np.zeros(0, dtype=np.int32),
+        valid_frames=valid_frames,
     )
 
 

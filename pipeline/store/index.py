@@ -60,6 +60,7 @@ ARRAYS_SCHEMA = _schema(ArrayRow)
 
 
 def _table(rows: Sequence[TrackRow] | Sequence[ArrayRow], schema: pa.Schema) -> pa.Table:
+    # Column by column: `asdict` copies every cell deeply.
     columns = [pa.array([getattr(row, field.name) for row in rows], field.type) for field in schema]
     return pa.Table.from_arrays(columns, schema=schema)
 

@@ -446,9 +446,11 @@ def _with_labels(rows: pd.DataFrame) -> pd.DataFrame:
         return rows
     merged: list[dict[str, Any]] = [{} for _ in range(len(rows))]
     for source in sources:
-        for known, text in zip(merged, source, strict=True):
-            if isinstance(text, str):
-                known.update(json.loads(text))
+        numbers = np.flatnonzero(source.notna())
+        # All at once: a call a text takes three times as long.
+        found = json.loads(f"[{','.join(source.iloc[numbers])}]")
+        for number, known in zip(numbers, found, strict=True):
+            merged[number].update(known)
     labels = pd.DataFrame(merged, index=rows.index)
     labels = labels.rename(columns=label_column)
     return pd.concat([rows, labels], axis=1)
@@ -727,10 +729,16 @@ class StoredFeature:
         return band_centres_hz(LogMelParameters(sample_rate=self.store.grid.sample_rate, **names))
 
 
+_WIDENED = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
+
+
 def as_values(stored: NDArray[Any]) -> NDArray[np.float32]:
     """Return stored rows as float32 values; int16 audio with full scale 1."""
     if stored.dtype == np.int16:
         return stored.astype(np.float32) * np.float32(AUDIO_SCALE)
+    if stored.dtype == np.float16:
+        # Looked up: numpy widens in software, at half this speed.
+        return np.take(_WIDENED, stored.view(np.uint16))
     return stored.astype(np.float32, copy=False)
 
 

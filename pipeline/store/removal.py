@@ -205,11 +205,11 @@ def drop(
     UnknownNameError
         If the store has no such version.
     StoreError
-        If it is in use.
+        If it is in use, or all that some tracks have.
     """
     name, _, fingerprint = version.partition("@")
     with writable_index(place, command_line("drop")) as index:
-        arrays = index.arrays(["feature", "fingerprint", "bytes"])
+        arrays = index.arrays(["part", "feature", "fingerprint", "bytes"])
         versions = sorted(set(arrays["feature"] + "@" + arrays["fingerprint"]))
         if not fingerprint or version not in versions:
             matching = [known for known in versions if known.partition("@")[0] == name]
@@ -223,6 +223,14 @@ def drop(
         models = models_by_feature(index.location)[0].get(fingerprint)
         if models and not force:
             raise StoreError(f"{version} is used by {', '.join(models)}. Remove these first, or use --force.")
+        others = set(arrays.loc[arrays["fingerprint"] != fingerprint, "part"])
+        tracks = index.tracks(["part"])["part"].dropna()
+        alone = int((~tracks.isin(others)).sum())
+        if alone:
+            raise StoreError(
+                f"{version} is all that {alone} tracks have. Extract another version first, or `prune` or "
+                "`forget` the tracks."
+            )
         size = int(arrays.loc[arrays["fingerprint"] == fingerprint, "bytes"].sum())
         index.commit(
             dropped=f"fingerprint = '{fingerprint}'", provenance=provenance(command_line(f"drop {version}"))

@@ -832,3 +832,13 @@ def test_a_version_that_models_use_is_not_dropped_by_accident(empty_project: Any
     assert list(empty_project.store) == ["audio", "logmel", "mfcc"]
     assert empty_project.run("drop", version, "--force").returncode == 0
     assert list(empty_project.store) == ["audio", "logmel"]
+
+
+def test_the_only_version_that_tracks_have_is_not_dropped(empty_project: Any) -> None:
+    empty_project.write_catalog(AUDIO)
+    empty_project.add_song("a.wav")
+    empty_project.extract()
+    done = empty_project.run("drop", f"audio@{empty_project.store['audio'].fingerprint}", "--force")
+    assert done.returncode == 2
+    assert "all that 1 tracks have" in done.stderr
+    assert verify(empty_project.store_folder).is_sound

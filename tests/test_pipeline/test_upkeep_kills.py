@@ -1,6 +1,6 @@
 """Upkeep that is killed, and readers beside upkeep: real processes of the command line.
 
-For more kills of each command: ``MIRSTORE_KILLS=10 pytest <this file>``.
+For more or fewer kills of each command: ``MIRSTORE_KILLS=3 pytest <this file>``.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-import pipeline.extraction
+import pipeline.run
 from pipeline import FeatureStore, extract
 from pipeline.catalog import load_catalog
 from pipeline.errors import StoreDamagedError, StoreError
@@ -31,7 +31,7 @@ from pipeline.store.shards import ShardReader
 from pipeline.store.verification import verify
 
 COMMAND = Path(sys.executable).with_name("mirstore")
-N_KILLS = int(os.environ.get("MIRSTORE_KILLS", "3"))
+N_KILLS = int(os.environ.get("MIRSTORE_KILLS", "10"))
 AT_ONCE = 3  # most of a command is the start of Python
 HANG_S = 120.0  # far past what any command here takes, on a slow machine too
 CATALOG = """\
@@ -64,7 +64,7 @@ def crowded(tmp_path_factory: pytest.TempPathFactory, scheduler: str) -> Path:
         sf.write(folder / "music" / f"{number:02}.wav", noise, 12_000)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline.extraction, "batches", track_per_job)
+        patch.setattr(pipeline.run, "batches", track_per_job)
         for number in range(16):
             write(number, number)
         extract(folder / "catalog.yaml", scheduler=scheduler)
@@ -74,6 +74,8 @@ def crowded(tmp_path_factory: pytest.TempPathFactory, scheduler: str) -> Path:
             (folder / "music" / f"{number:02}.wav").unlink()
         (folder / "catalog.yaml").write_text(CATALOG.replace("n_mels: 8", "n_mels: 6"))
         extract(folder / "catalog.yaml", scheduler=scheduler)
+    tracks = FeatureStore(folder / "store").tracks.index
+    (folder / "tags.csv").write_text("track_id,mood\n" + "".join(f"{name},calm\n" for name in tracks))
     return folder
 
 
@@ -92,6 +94,8 @@ def rows_of(store: FeatureStore) -> Rows:
         feature = store[version]
         for track_id in feature.tracks.index:
             found[track_id, version] = feature.stored(track_id).tobytes()
+    if "mood" in store.tracks:
+        found |= {(track_id, "mood"): mood.encode() for track_id, mood in store.tracks["mood"].items()}
     return found
 
 
@@ -103,6 +107,10 @@ def without_gone(store: FeatureStore, rows: Rows) -> Rows:
 
 def without_forgotten(_: FeatureStore, rows: Rows) -> Rows:
     return {key: content for key, content in rows.items() if key[0] not in FORGOTTEN}
+
+
+def with_moods(store: FeatureStore, rows: Rows) -> Rows:
+    return rows | {(track_id, "mood"): b"calm" for track_id in store.tracks.index}
 
 
 def old_version(folder: Path) -> str:
@@ -132,6 +140,7 @@ TRIALS = {
     "gc": Trial("compacted", lambda _: ["gc", "--grace", "0", "--keep", "0"], lambda _, rows: rows),
     "prune": Trial("crowded", lambda _: ["prune"], without_gone),
     "forget": Trial("crowded", lambda _: ["forget", *FORGOTTEN], without_forgotten),
+    "labels add": Trial("crowded", lambda _: ["labels", "add", "tags.csv"], with_moods),
     "drop": Trial("crowded", lambda folder: ["drop", old_version(folder)], without_dropped),
 }
 
