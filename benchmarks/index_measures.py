@@ -140,7 +140,7 @@ def lookups(folder: Path) -> Figures:
     """Read log-mel of random tracks, from files in the page cache."""
     store = FeatureStore(folder / "store")
     feature, spans = store["logmel"], store.spans
-    names = list(np.random.default_rng(1).choice(spans.track_ids.to_numpy(), LOOKED_UP))
+    names = list(np.random.default_rng(1).choice(spans.track_ids.to_numpy(), min(LOOKED_UP, len(spans))))
     store.number(names[0])
 
     def timed(read: Callable[[str], object]) -> list[NDArray[np.float64]]:
