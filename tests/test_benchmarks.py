@@ -42,11 +42,10 @@ def filelist(music: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def harness() -> ModuleType:
+def module_of(script: str) -> ModuleType:
     sys.path.insert(0, str(BENCHMARKS))
     try:
-        specification = importlib.util.spec_from_file_location("benchmark", BENCHMARKS / "extract.py")
+        specification = importlib.util.spec_from_file_location("benchmark", BENCHMARKS / script)
         assert specification is not None
         assert specification.loader is not None
         module = importlib.util.module_from_spec(specification)
@@ -54,6 +53,11 @@ def harness() -> ModuleType:
     finally:
         sys.path.remove(str(BENCHMARKS))
     return module
+
+
+@pytest.fixture(scope="module")
+def harness() -> ModuleType:
+    return module_of("extract.py")
 
 
 def test_rounds_and_second_run_report(music: Path, tmp_path: Path) -> None:
@@ -145,6 +149,26 @@ def test_traced_reads_sees_what_is_read(music: Path, harness: ModuleType, tmp_pa
     if "not_traced" in seen:
         pytest.skip(seen["not_traced"])
     assert seen == {"files_opened": 1, "bytes_read": songs[0].stat().st_size}
+
+
+def test_index_benchmark_builds_and_measures(tmp_path: Path) -> None:
+    out, plot = tmp_path / "index.json", tmp_path / "index.png"
+    small = ("--sizes", 320, "--real-parts", 1, "--folder", tmp_path / "stores")
+    printed = run("index.py", *small, "--out", out, "--plot", plot)
+    results = json.loads(out.read_text("utf-8"))
+    assert list(results["by_tracks"]) == ["320"]
+    for figures in results["by_tracks"].values():
+        assert {"plan, 1,000 changed", "values of a track", "merge of 1,000", "status"} <= set(figures)
+        assert all(figure["wall_s"] >= 0 and figure["peak_bytes"] > 1e7 for figure in figures.values())
+    assert len(FeatureStore(tmp_path / "stores" / "320" / "store").tracks) == 320
+    assert "| wall time, by tracks" in printed
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_growth_is_the_slope_over_the_largest_tenfold() -> None:
+    cpu_s = {1_000: 7.0, 10_000: 2.0, 100_000: 20.0}
+    by_size = {size: {"plan": {"cpu_s": seconds}} for size, seconds in cpu_s.items()}
+    assert module_of("index.py").exponents(by_size)["plan"] == pytest.approx(1.0)
 
 
 def test_music_collects_songs_once_and_leaves_sound_effects(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ DIMS = {
     "cnn": ("chunk", "dimension"),
 }
 # What finding a track's rows needs: little, so that a store of a million tracks opens in a second.
-_SPAN_COLUMNS = ["track_id", "collection", "part", "row_start", "n_chunks", "n_samples"]
+_SPAN_COLUMNS = ["track_id", "part", "row_start", "n_chunks", "n_samples"]
 
 
 @dataclass(frozen=True, slots=True)
