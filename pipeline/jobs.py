@@ -21,7 +21,7 @@ from pipeline.store.lineage import library_versions
 from pipeline.store.location import FORMAT_FILE, Location
 from pipeline.store.parts import PartWriter, part_tracks
 from pipeline.store.records import ArrayRow, TrackRow
-from pipeline.store.shards import ShardReader
+from pipeline.store.shards import ShardReader, new_metadata
 from pipeline.urls import is_url
 
 ROWS_PER_READ = 8
@@ -80,6 +80,8 @@ def prepare(features: tuple[Feature, ...], store: Location) -> None:
         What cannot be loaded, or a bucket that this process has no credentials for.
     """
     store.exists(FORMAT_FILE)
+    for feature in features:  # imports Zarr, for which the first job would wait
+        new_metadata(feature, feature.dims, {})
     FeatureChain(features, lambda _name, _row: None)
     computed_with(features)
 
