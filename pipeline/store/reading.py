@@ -1,6 +1,7 @@
 """Reading the store: tracks as a DataFrame, features as arrays with seconds on their axes."""
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -621,7 +622,7 @@ class StoredFeature:
         Raises
         ------
         StoreError
-            If the feature has no frames.
+            If the feature has no frames, or a bound is not a number.
         """
         if "frame" not in self.dims:
             raise StoreError(f"{self.name} has no frames; use `values`.")
@@ -643,7 +644,7 @@ class StoredFeature:
         Raises
         ------
         StoreError
-            If the feature is no audio.
+            If the feature is no audio, or a bound is not a number.
         """
         if "sample" not in self.dims:
             raise StoreError(f"{self.name} is {self.kind}, not audio; use `frames` or `values`.")
@@ -687,9 +688,10 @@ class StoredFeature:
             values, first = self._joined(track_id, self.row_shape[0], 1, start_s, stop_s)
             dims, times = ("time",), (first + np.arange(len(values))) / grid.sample_rate
         else:
-            _, _, count, n_samples = self._span(track_id)
-            first = min(count, int(start_s / grid.chunk_s))
-            last = min(count, int(np.ceil(min(stop_s, n_samples / grid.sample_rate) / grid.chunk_s)))
+            _, _, count, _ = self._span(track_id)
+            borders = np.arange(count + 1) * grid.chunk_s
+            first = min(count, int(np.searchsorted(borders, start_s, side="right")) - 1)
+            last = int(np.searchsorted(borders[:-1], stop_s, side="left"))
             values = self.values(track_id, first, last)
             dims = ("time", *self.dims[1:])
             times = np.asarray((first + np.arange(len(values))) * grid.chunk_s)
@@ -706,10 +708,13 @@ class StoredFeature:
         grid = self.store.grid
         total = n_samples if hop_length == 1 else int(grid.valid_frames(n_samples).sum())
         total = min(total, count * per_chunk)  # a short tail is not stored
-        rate = grid.sample_rate / hop_length
-        first = min(total, max(0, int(np.ceil(start_s * rate - 1e-9))))
-        last = total if stop_s is None else min(total, max(first, int(np.ceil(stop_s * rate - 1e-9))))
-        start, stop = first // per_chunk, max(first // per_chunk, -(-last // per_chunk))
+        if math.isnan(start_s) or (stop_s is not None and math.isnan(stop_s)):
+            raise StoreError(f"expected a stretch in seconds, got {start_s} to {stop_s}.")
+        first = _first_from(start_s, hop_length, grid.sample_rate, total)
+        last = total if stop_s is None else _first_from(stop_s, hop_length, grid.sample_rate, total)
+        last = max(first, last)
+        start = first // per_chunk
+        stop = -(-last // per_chunk) if first < last else start
         chunks = self.values(track_id, start, stop)
         joined = np.moveaxis(chunks, 0, -2).reshape(*self.row_shape[:-1], -1)
         return joined[..., first - start * per_chunk : last - start * per_chunk], first
@@ -725,6 +730,15 @@ class StoredFeature:
             name: self.parameters[name] for name in self.parameters if name not in ("kind", "from", "dtype")
         }
         return band_centres_hz(LogMelParameters(sample_rate=self.store.grid.sample_rate, **names))
+
+
+def _first_from(seconds: Seconds, hop_length: int, sample_rate: int, total: int) -> int:
+    """Return the number of the first frame or sample, of `total`, whose time is `seconds` or later."""
+    near = min(total, max(0.0, seconds * sample_rate / hop_length))
+    number = max(0, math.ceil(near) - 1)  # rounded up, the product may be one too many
+    while number < total and number * hop_length / sample_rate < seconds:
+        number += 1
+    return number
 
 
 def as_values(stored: NDArray[Any]) -> NDArray[np.float32]:
