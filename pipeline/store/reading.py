@@ -516,7 +516,9 @@ class StoredFeature:
         """
         from pipeline.store.chunk_table import dask_array
 
-        return dask_array(self.rows, self.chunks if order == "stored" else self.chunks.in_track_order())
+        if order == "stored":
+            return dask_array(self.rows, self.chunks)
+        return dask_array(self.rows, self.chunks.in_track_order(), by_track=True)
 
     def _span(self, track_id: str) -> tuple[str, int, int, int]:
         """Part, first row, number of chunks and of samples of a track."""
