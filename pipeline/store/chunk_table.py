@@ -1,6 +1,6 @@
 """Many tracks at once: every chunk of a selection in a table, and lazy arrays over it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -238,8 +238,13 @@ def shared_dims(features: Sequence["StoredFeature"]) -> list[tuple[str, ...]]:
     return named
 
 
-def chunk_dataset(features: Sequence["StoredFeature"]) -> "xr.Dataset":
+def chunk_dataset(features: Mapping[str, "StoredFeature"]) -> "xr.Dataset":
     """Return several features of all tracks that have them as one lazy dataset in stored order.
+
+    Parameters
+    ----------
+    features
+        By the name each gets.
 
     Raises
     ------
@@ -250,12 +255,13 @@ def chunk_dataset(features: Sequence["StoredFeature"]) -> "xr.Dataset":
 
     if not features:
         raise StoreError("name at least one feature.")
-    table = chunk_table(features)
-    grid = features[0].store.grid
+    named = list(features.values())
+    table = chunk_table(named)
+    grid = named[0].store.grid
     variables: dict[str, Any] = {}
-    for feature, dims in zip(features, shared_dims(features), strict=True):
+    for (name, feature), dims in zip(features.items(), shared_dims(named), strict=True):
         attributes = {"fingerprint": feature.fingerprint, "parameters": str(feature.parameters)}
-        variables[feature.name] = (dims, dask_array(feature.rows, table), attributes)
+        variables[name] = (dims, dask_array(feature.rows, table), attributes)
     track_ids = table.track_ids.to_numpy()[table.track].astype(str)
     return xr.Dataset(
         variables,

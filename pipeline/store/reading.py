@@ -414,7 +414,7 @@ class FeatureStore:
         """
         from pipeline.store.chunk_table import chunk_dataset
 
-        return chunk_dataset([self[name] for name in features])
+        return chunk_dataset({name: self[name] for name in features})
 
 
 def _queried(tracks: pd.DataFrame, query: str) -> pd.DataFrame:
