@@ -382,20 +382,16 @@ class FeatureStore:
         Returns
         -------
         xarray.Dataset
-            One variable a feature, all over `chunk`; where two have an axis of one name and different
-            lengths, the later's has its length behind its name.
+            One variable a feature, all over `chunk`; where two have an axis of one name, but of different
+            lengths or bands, the later's has its length or the feature's name behind its name.
         """
         import xarray as xr
 
         dataset = xr.Dataset()
         for name in features:
             array = self[name].track(track_id, masked=masked)
-            clashing = {
-                dim: f"{dim}_{array.sizes[dim]}"
-                for dim in array.dims
-                if dim in dataset.sizes and dataset.sizes[dim] != array.sizes[dim]
-            }
-            dataset[name] = array.rename(clashing)
+            names = {str(dim): _axis_name(dataset, array, str(dim), name) for dim in array.dims}
+            dataset[name] = array.rename({dim: new for dim, new in names.items() if new != dim})
         return dataset
 
     def dataset(self, features: Sequence[str]) -> "xr.Dataset":
@@ -415,6 +411,18 @@ class FeatureStore:
         from pipeline.store.chunk_table import chunk_dataset
 
         return chunk_dataset({name: self[name] for name in features})
+
+
+def _axis_name(dataset: "xr.Dataset", array: "xr.DataArray", dim: str, feature: str) -> str:
+    """Return the name under which an axis fits into a dataset: xarray would fill other bands with NaN."""
+    for name in (dim, f"{dim}_{array.sizes[dim]}"):
+        if name not in dataset.sizes:
+            return name
+        if dataset.sizes[name] == array.sizes[dim] and (
+            dim not in array.coords or np.array_equal(dataset[name], array[dim])
+        ):
+            return name
+    return f"{dim}_{feature}"
 
 
 def _queried(tracks: pd.DataFrame, query: str) -> pd.DataFrame:

@@ -179,9 +179,10 @@ def test_nothing_is_read_before_it_is_computed(known_store: FeatureStore) -> Non
     array, dataset = store["logmel"].array(order="stored"), store.dataset(["audio", "logmel"])
     in_order, chosen = store["audio"].array(), store.select(mood=1)["logmel"].array()
     assert place.n_reads == 0
-    array[:10].compute(scheduler="synchronous")
+    array[:2].compute(scheduler="synchronous")
     assert place.n_reads == 2  # the index of one shard, and its rows
-    dataset["audio"][200:210].compute(scheduler="synchronous")
+    in_second = dataset["audio"].chunks[0][0]
+    dataset["audio"][in_second : in_second + 2].compute(scheduler="synchronous")
     assert place.n_reads == 4
     assert in_order.shape[0] > chosen.shape[0] > 0
 
@@ -289,7 +290,7 @@ def test_aligned_features_keep_their_own_bands(versions: FeatureStore) -> None:
                 if name != "audio":
                     assert_array_equal(aligned[aligned[name].dims[1]], single["mel"])
                     assert aligned[name].dims[::2] == ("chunk", "frame")
-            np.testing.assert_allclose(aligned["start_s"], [0.0, 64 * 256 / 12_000, 128 * 256 / 12_000])
+            np.testing.assert_allclose(aligned["start_s"], [0.0, 64 * 256 / 12_000])
     assert isinstance(aligned, xr.Dataset)
 
 
