@@ -154,7 +154,7 @@ class FeatureStore:
         query: str | None = None,
         *,
         collection: str | None = None,
-        track_ids: Iterable[str] | None = None,
+        track_ids: str | Iterable[str] | None = None,
         **labels: Any,
     ) -> "FeatureStore":
         """Return the store with only some of its tracks; all that reads it then sees only those.
@@ -162,13 +162,14 @@ class FeatureStore:
         Parameters
         ----------
         query
-            A condition on the columns of `tracks`, as `DataFrame.query` takes it.
+            A condition on the columns of `tracks`, as `DataFrame.query` takes it; ``@name`` is a variable of
+            the caller.
         collection
             Name of a collection.
         track_ids
-            Identifiers.
+            Identifiers, or one.
         **labels
-            Values of columns of `tracks`: ``genre="folk"``; a list means any of its values.
+            Values of columns of `tracks`: ``genre="folk"``; a list or array means any of its values.
 
         Raises
         ------
@@ -179,11 +180,11 @@ class FeatureStore:
         """
         tracks = self.tracks
         if track_ids is not None:
-            wanted = pd.Index(track_ids)
+            wanted = pd.Index([track_ids] if isinstance(track_ids, str) else list(track_ids), dtype=object)
             missing = wanted.difference(tracks.index)
             if len(missing):
                 raise UnknownNameError(
-                    f"{self.location} has no track {missing[0]!r}.{did_you_mean(missing[0], tracks.index)}"
+                    f"{self.location} has no track {missing[0]!r}.{did_you_mean(str(missing[0]), tracks.index)}"
                 )
             tracks = tracks.loc[wanted]
         for name, value in (
@@ -191,7 +192,7 @@ class FeatureStore:
         ):
             if name not in tracks.columns:
                 raise UnknownNameError(f"tracks have no column {name!r}.{did_you_mean(name, tracks.columns)}")
-            values = list(value) if isinstance(value, list | tuple | set) else [value]
+            values = list(value) if pd.api.types.is_list_like(value) else [value]
             tracks = tracks[tracks[name].isin(values)]
         if query is not None:
             tracks = _queried(tracks, query)
@@ -427,7 +428,7 @@ def _axis_name(dataset: "xr.Dataset", array: "xr.DataArray", dim: str, feature: 
 
 def _queried(tracks: pd.DataFrame, query: str) -> pd.DataFrame:
     try:
-        found: pd.DataFrame = tracks.query(query, engine="python")
+        found: pd.DataFrame = tracks.query(query, engine="python", level=2)  # variables of `select`'s caller
         return found
     except Exception as error:  # whatever a wrong expression raises in pandas
         reason = " ".join(str(error).split())
