@@ -522,11 +522,18 @@ class StoredFeature:
         order
             ``"track"``: by `track_id`, as in `tracks`, a block a track. ``"stored"``: as in `chunks`, a block
             a shard, the fastest to read as a whole.
+
+        Raises
+        ------
+        StoreError
+            If it is another order.
         """
         from pipeline.store.chunk_table import dask_array
 
         if order == "stored":
             return dask_array(self.rows, self.chunks)
+        if order != "track":
+            raise StoreError(f"expected the order 'track' or 'stored', got {order!r}.")
         return dask_array(self.rows, self.chunks.in_track_order(), by_track=True)
 
     def _span(self, track_id: str) -> tuple[str, int, int, int]:

@@ -206,6 +206,11 @@ def test_dead_rows_are_in_no_block(new_store: Callable[..., FeatureStore]) -> No
         assert_array_equal(left["logmel"].array().compute(scheduler="threads"), in_order)
 
 
+def test_there_are_two_orders(known_store: FeatureStore) -> None:
+    with pytest.raises(StoreError, match="expected the order 'track' or 'stored', got 'tracks'"):
+        known_store["logmel"].array(order="tracks")
+
+
 def test_no_tracks_are_an_empty_array(known_store: FeatureStore) -> None:
     nothing = known_store.select(track_ids=[])
     for order in ("stored", "track"):
@@ -370,7 +375,7 @@ def test_a_query_sees_the_callers_variables(labelled: FeatureStore) -> None:
 @pytest.mark.parametrize(
     ("how", "error", "words"),
     [
-        ({"colection": "made"}, UnknownNameError, "no column 'colection'. Did you mean 'collection'?"),
+        ({"collectio": "made"}, UnknownNameError, "no column 'collectio'. Did you mean 'collection'?"),
         ({"track_ids": ["made/001", "made/0O2"]}, UnknownNameError, "no track 'made/0O2'. Did you mean"),
         ({"track_ids": [5]}, UnknownNameError, "no track 5"),
         ({"query": "tempo >"}, StoreError, "cannot select by 'tempo >': invalid syntax"),
