@@ -1,6 +1,6 @@
 """Many tracks at once: every chunk of a selection in a table, and lazy arrays over it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.errors import StoreError
-from pipeline.store.shards import StoredRows
+from pipeline.store.shards import ShardReader, StoredRows
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -80,6 +80,12 @@ class ChunkTable:
         shard = self.row // rows_per_shard
         new = (np.diff(self.part) != 0) | (np.diff(shard) != 0)
         return np.concatenate([[0], np.flatnonzero(new) + 1, [len(self)]]).astype(np.int64)
+
+    def track_blocks(self) -> NDArray[np.int64]:
+        """Return bounds of stretches of chunks of one track, in order; as `blocks`."""
+        if not len(self):
+            return np.zeros(1, dtype=np.int64)
+        return np.concatenate([[0], np.flatnonzero(np.diff(self.track)) + 1, [len(self)]]).astype(np.int64)
 
     def to_frame(self) -> pd.DataFrame:
         """Return the table with names: `track_id`, `chunk`, `valid_frames`, `part`, `row`."""
@@ -163,39 +169,64 @@ def read_chunks(
         if first == last:
             continue
         reader = rows.reader(table.parts[part[first]])
-        numbers = table.row[start + first : start + last]
-        for begin, end in runs(numbers):
-            reader.rows(int(numbers[begin]), int(numbers[end - 1]) + 1, out[first + begin : first + end])
+        _read_rows(reader, table.row[start + first : start + last], out[first:last])
     return out
 
 
-def dask_array(rows: StoredRows, table: ChunkTable) -> "da.Array":
+def _read_rows(reader: ShardReader, numbers: NDArray[np.int32], out: NDArray[Any]) -> None:
+    for begin, end in runs(numbers):
+        reader.rows(int(numbers[begin]), int(numbers[end - 1]) + 1, out[begin:end])
+
+
+def dask_array(rows: StoredRows, table: ChunkTable, *, by_track: bool = False) -> "da.Array":
     """Return a table's chunks as a dask array of the stored type.
 
-    Blocks are the shards where the table is in stored order, else the tracks.
+    Parameters
+    ----------
+    rows
+        What to read.
+    table
+        Chunks of the same store.
+    by_track
+        Make each track a block; else stretches of one shard, which are the shards where the table is in
+        stored order.
     """
     import dask.array as da
+    from dask.task_spec import Task
+    from dask.tokenize import tokenize
 
-    stored_order = bool((np.diff(table.part) >= 0).all())
     if not len(table):
-        bounds = np.zeros(2, dtype=np.int64)
-    elif stored_order:
-        bounds = table.blocks(rows.reader(table.parts[table.part[0]]).rows_per_shard)
+        empty: da.Array = da.zeros((0, *rows.row_shape), dtype=rows.dtype)
+        return empty
+    if by_track:
+        bounds = table.track_blocks()
     else:
-        bounds = np.concatenate([[0], np.flatnonzero(np.diff(table.track)) + 1, [len(table)]])
-    sizes = tuple(int(size) for size in np.diff(bounds))
-
-    def block(block_info: Any = None) -> NDArray[Any]:
-        start, stop = block_info[None]["array-location"][0]
-        return read_chunks(rows, table, start, stop)
-
-    array: da.Array = da.map_blocks(
-        block,
-        dtype=rows.dtype,
-        chunks=(sizes, *((length,) for length in rows.row_shape)),
+        bounds = table.blocks(rows.reader(table.parts[table.part[0]]).rows_per_shard)
+    # A task goes to its worker by itself: it carries what its block needs, not the table.
+    of_part = {
+        part: StoredRows(rows.location, {part: rows.arrays[part]}, rows.row_shape, rows.dtype)
+        for part in (table.parts[number] for number in np.unique(table.part))
+    }
+    arrays = [(part, rows.arrays[part]) for part in of_part]
+    name = f"chunks-{tokenize(rows.location.url, arrays, table.part, table.row, bounds, rows.row_shape)}"
+    graph = {}
+    for block, (start, stop) in enumerate(pairwise(bounds.tolist())):
+        key = (name, block, *[0] * len(rows.row_shape))
+        part = table.parts[table.part[start]]
+        graph[key] = Task(key, _block, of_part[part], part, table.row[start:stop])
+    array: da.Array = da.Array(
+        graph,
+        name,
+        chunks=(tuple(np.diff(bounds).tolist()), *((length,) for length in rows.row_shape)),
         meta=np.empty((0, *rows.row_shape), dtype=rows.dtype),
     )
     return array
+
+
+def _block(rows: StoredRows, part: str, numbers: NDArray[np.int32]) -> NDArray[Any]:
+    out = np.empty((len(numbers), *rows.row_shape), dtype=rows.dtype)
+    _read_rows(rows.reader(part), numbers, out)
+    return out
 
 
 def shared_dims(features: Sequence["StoredFeature"]) -> list[tuple[str, ...]]:
@@ -212,8 +243,13 @@ def shared_dims(features: Sequence["StoredFeature"]) -> list[tuple[str, ...]]:
     return named
 
 
-def chunk_dataset(features: Sequence["StoredFeature"]) -> "xr.Dataset":
+def chunk_dataset(features: Mapping[str, "StoredFeature"]) -> "xr.Dataset":
     """Return several features of all tracks that have them as one lazy dataset in stored order.
+
+    Parameters
+    ----------
+    features
+        By the name each gets.
 
     Raises
     ------
@@ -224,12 +260,13 @@ def chunk_dataset(features: Sequence["StoredFeature"]) -> "xr.Dataset":
 
     if not features:
         raise StoreError("name at least one feature.")
-    table = chunk_table(features)
-    grid = features[0].store.grid
+    named = list(features.values())
+    table = chunk_table(named)
+    grid = named[0].store.grid
     variables: dict[str, Any] = {}
-    for feature, dims in zip(features, shared_dims(features), strict=True):
+    for (name, feature), dims in zip(features.items(), shared_dims(named), strict=True):
         attributes = {"fingerprint": feature.fingerprint, "parameters": str(feature.parameters)}
-        variables[feature.name] = (dims, dask_array(feature.rows, table), attributes)
+        variables[name] = (dims, dask_array(feature.rows, table), attributes)
     track_ids = table.track_ids.to_numpy()[table.track].astype(str)
     return xr.Dataset(
         variables,

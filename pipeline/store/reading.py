@@ -1,6 +1,7 @@
 """Reading the store: tracks as a DataFrame, features as arrays with seconds on their axes."""
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -153,7 +154,7 @@ class FeatureStore:
         query: str | None = None,
         *,
         collection: str | None = None,
-        track_ids: Iterable[str] | None = None,
+        track_ids: str | Iterable[str] | None = None,
         **labels: Any,
     ) -> "FeatureStore":
         """Return the store with only some of its tracks; all that reads it then sees only those.
@@ -161,13 +162,14 @@ class FeatureStore:
         Parameters
         ----------
         query
-            A condition on the columns of `tracks`, as `DataFrame.query` takes it.
+            A condition on the columns of `tracks`, as `DataFrame.query` takes it; ``@name`` is a variable of
+            the caller.
         collection
             Name of a collection.
         track_ids
-            Identifiers.
+            Identifiers, or one.
         **labels
-            Values of columns of `tracks`: ``genre="folk"``; a list means any of its values.
+            Values of columns of `tracks`: ``genre="folk"``; a list or array means any of its values.
 
         Raises
         ------
@@ -178,11 +180,11 @@ class FeatureStore:
         """
         tracks = self.tracks
         if track_ids is not None:
-            wanted = pd.Index(track_ids)
+            wanted = pd.Index([track_ids] if isinstance(track_ids, str) else list(track_ids), dtype=object)
             missing = wanted.difference(tracks.index)
             if len(missing):
                 raise UnknownNameError(
-                    f"{self.location} has no track {missing[0]!r}.{did_you_mean(missing[0], tracks.index)}"
+                    f"{self.location} has no track {missing[0]!r}.{did_you_mean(str(missing[0]), tracks.index)}"
                 )
             tracks = tracks.loc[wanted]
         for name, value in (
@@ -190,7 +192,7 @@ class FeatureStore:
         ):
             if name not in tracks.columns:
                 raise UnknownNameError(f"tracks have no column {name!r}.{did_you_mean(name, tracks.columns)}")
-            values = list(value) if isinstance(value, list | tuple | set) else [value]
+            values = list(value) if pd.api.types.is_list_like(value) else [value]
             tracks = tracks[tracks[name].isin(values)]
         if query is not None:
             tracks = _queried(tracks, query)
@@ -381,20 +383,16 @@ class FeatureStore:
         Returns
         -------
         xarray.Dataset
-            One variable a feature, all over `chunk`; where two have an axis of one name and different
-            lengths, the later's has its length behind its name.
+            One variable a feature, all over `chunk`; where two have an axis of one name, but of different
+            lengths or bands, the later's has its length or the feature's name behind its name.
         """
         import xarray as xr
 
         dataset = xr.Dataset()
         for name in features:
             array = self[name].track(track_id, masked=masked)
-            clashing = {
-                dim: f"{dim}_{array.sizes[dim]}"
-                for dim in array.dims
-                if dim in dataset.sizes and dataset.sizes[dim] != array.sizes[dim]
-            }
-            dataset[name] = array.rename(clashing)
+            names = {str(dim): _axis_name(dataset, array, str(dim), name) for dim in array.dims}
+            dataset[name] = array.rename({dim: new for dim, new in names.items() if new != dim})
         return dataset
 
     def dataset(self, features: Sequence[str]) -> "xr.Dataset":
@@ -413,12 +411,24 @@ class FeatureStore:
         """
         from pipeline.store.chunk_table import chunk_dataset
 
-        return chunk_dataset([self[name] for name in features])
+        return chunk_dataset({name: self[name] for name in features})
+
+
+def _axis_name(dataset: "xr.Dataset", array: "xr.DataArray", dim: str, feature: str) -> str:
+    """Return the name under which an axis fits into a dataset: xarray would fill other bands with NaN."""
+    for name in (dim, f"{dim}_{array.sizes[dim]}"):
+        if name not in dataset.sizes:
+            return name
+        if dataset.sizes[name] == array.sizes[dim] and (
+            dim not in array.coords or np.array_equal(dataset[name], array[dim])
+        ):
+            return name
+    return f"{dim}_{feature}"
 
 
 def _queried(tracks: pd.DataFrame, query: str) -> pd.DataFrame:
     try:
-        found: pd.DataFrame = tracks.query(query, engine="python")
+        found: pd.DataFrame = tracks.query(query, engine="python", level=2)  # variables of `select`'s caller
         return found
     except Exception as error:  # whatever a wrong expression raises in pandas
         reason = " ".join(str(error).split())
@@ -514,10 +524,19 @@ class StoredFeature:
         order
             ``"track"``: by `track_id`, as in `tracks`, a block a track. ``"stored"``: as in `chunks`, a block
             a shard, the fastest to read as a whole.
+
+        Raises
+        ------
+        StoreError
+            If it is another order.
         """
         from pipeline.store.chunk_table import dask_array
 
-        return dask_array(self.rows, self.chunks if order == "stored" else self.chunks.in_track_order())
+        if order == "stored":
+            return dask_array(self.rows, self.chunks)
+        if order != "track":
+            raise StoreError(f"expected the order 'track' or 'stored', got {order!r}.")
+        return dask_array(self.rows, self.chunks.in_track_order(), by_track=True)
 
     def _span(self, track_id: str) -> tuple[str, int, int, int]:
         """Part, first row, number of chunks and of samples of a track."""
@@ -623,7 +642,7 @@ class StoredFeature:
         Raises
         ------
         StoreError
-            If the feature has no frames.
+            If the feature has no frames, or a bound is not a number.
         """
         if "frame" not in self.dims:
             raise StoreError(f"{self.name} has no frames; use `values`.")
@@ -645,7 +664,7 @@ class StoredFeature:
         Raises
         ------
         StoreError
-            If the feature is no audio.
+            If the feature is no audio, or a bound is not a number.
         """
         if "sample" not in self.dims:
             raise StoreError(f"{self.name} is {self.kind}, not audio; use `frames` or `values`.")
@@ -689,9 +708,10 @@ class StoredFeature:
             values, first = self._joined(track_id, self.row_shape[0], 1, start_s, stop_s)
             dims, times = ("time",), (first + np.arange(len(values))) / grid.sample_rate
         else:
-            _, _, count, n_samples = self._span(track_id)
-            first = min(count, int(start_s / grid.chunk_s))
-            last = min(count, int(np.ceil(min(stop_s, n_samples / grid.sample_rate) / grid.chunk_s)))
+            _, _, count, _ = self._span(track_id)
+            borders = np.arange(count + 1) * grid.chunk_s
+            first = min(count, int(np.searchsorted(borders, start_s, side="right")) - 1)
+            last = int(np.searchsorted(borders[:-1], stop_s, side="left"))
             values = self.values(track_id, first, last)
             dims = ("time", *self.dims[1:])
             times = np.asarray((first + np.arange(len(values))) * grid.chunk_s)
@@ -708,10 +728,13 @@ class StoredFeature:
         grid = self.store.grid
         total = n_samples if hop_length == 1 else int(grid.valid_frames(n_samples).sum())
         total = min(total, count * per_chunk)  # a short tail is not stored
-        rate = grid.sample_rate / hop_length
-        first = min(total, max(0, int(np.ceil(start_s * rate - 1e-9))))
-        last = total if stop_s is None else min(total, max(first, int(np.ceil(stop_s * rate - 1e-9))))
-        start, stop = first // per_chunk, max(first // per_chunk, -(-last // per_chunk))
+        if math.isnan(start_s) or (stop_s is not None and math.isnan(stop_s)):
+            raise StoreError(f"expected a stretch in seconds, got {start_s} to {stop_s}.")
+        first = _first_from(start_s, hop_length, grid.sample_rate, total)
+        last = total if stop_s is None else _first_from(stop_s, hop_length, grid.sample_rate, total)
+        last = max(first, last)
+        start = first // per_chunk
+        stop = -(-last // per_chunk) if first < last else start
         chunks = self.values(track_id, start, stop)
         joined = np.moveaxis(chunks, 0, -2).reshape(*self.row_shape[:-1], -1)
         return joined[..., first - start * per_chunk : last - start * per_chunk], first
@@ -727,6 +750,15 @@ class StoredFeature:
             name: self.parameters[name] for name in self.parameters if name not in ("kind", "from", "dtype")
         }
         return band_centres_hz(LogMelParameters(sample_rate=self.store.grid.sample_rate, **names))
+
+
+def _first_from(seconds: Seconds, hop_length: int, sample_rate: int, total: int) -> int:
+    """Return the number of the first frame or sample, of `total`, whose time is `seconds` or later."""
+    near = min(total, max(0.0, seconds * sample_rate / hop_length))
+    number = max(0, math.ceil(near) - 1)  # rounded up, the product may be one too many
+    while number < total and number * hop_length / sample_rate < seconds:
+        number += 1
+    return number
 
 
 _WIDENED = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
