@@ -30,7 +30,8 @@ import zarr
 from report import Figures, spread
 
 from pipeline.store.chunk_table import read_chunks
-from pipeline.store.reading import FeatureStore, StoredFeature
+from pipeline.store.reading import FeatureStore
+from pipeline.store.stored_feature import StoredFeature
 from training import ChunkReader
 
 SEQUENTIAL, SEQUENTIAL_32, SHUFFLED, SHUFFLED_32 = (

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from pipeline.store.reading import FeatureStore, StoredFeature
+    from pipeline.store.reading import FeatureStore
+    from pipeline.store.stored_feature import StoredFeature
 
 MAX_COLUMNS = 2000
 

@@ -16,7 +16,8 @@ from pipeline.errors import StoreDamagedError, StoreError, StoreWriteError, did_
 from pipeline.export_formats import COORDINATES, FORMATS
 from pipeline.reports import Progress
 from pipeline.store.chunk_table import shared_dims
-from pipeline.store.reading import FeatureStore, StoredFeature
+from pipeline.store.reading import FeatureStore
+from pipeline.store.stored_feature import StoredFeature
 
 MANIFEST = "manifest.json"
 TRACKS = "tracks.csv"

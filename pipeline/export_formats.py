@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from pipeline.store.chunk_table import shared_dims
-from pipeline.store.reading import StoredFeature
+from pipeline.store.stored_feature import StoredFeature
 
 Values = Mapping[str, NDArray[np.float32]]
 

@@ -21,7 +21,8 @@ from pipeline.store.lineage import library_versions
 from pipeline.store.location import FORMAT_FILE, Location
 from pipeline.store.parts import PartWriter, part_tracks
 from pipeline.store.records import ArrayRow, TrackRow
-from pipeline.store.shards import ShardReader, new_metadata
+from pipeline.store.shard_reader import ShardReader
+from pipeline.store.shards import new_metadata
 from pipeline.urls import is_url
 
 ROWS_PER_READ = 8

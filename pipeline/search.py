@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import StoreError, UnknownNameError, did_you_mean
 from pipeline.store.chunk_table import read_chunks
-from pipeline.store.reading import as_values
+from pipeline.store.stored_feature import as_values
 
 if TYPE_CHECKING:
     from pipeline.store.reading import FeatureStore

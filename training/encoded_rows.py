@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.definitions import AUDIO_SCALE
 from pipeline.errors import StoreError
 from pipeline.store.chunk_table import ChunkTable
-from pipeline.store.shards import ShardReader, StoredRows
+from pipeline.store.shard_reader import ShardReader, StoredRows
 
 ROW_OVERHEAD_BYTES = 128  # most that an encoded row takes beyond its values, Python's object included
 # Torch converts more values than this with all its threads; a reader is to use one, and they are no faster.

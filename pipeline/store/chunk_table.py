@@ -10,13 +10,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.errors import StoreError
-from pipeline.store.shards import ShardReader, StoredRows
+from pipeline.store.shard_reader import ShardReader, StoredRows
 
 if TYPE_CHECKING:
     import dask.array as da
     import xarray as xr
 
-    from pipeline.store.reading import StoredFeature
+    from pipeline.store.stored_feature import StoredFeature
 
 
 @dataclass(frozen=True, slots=True)

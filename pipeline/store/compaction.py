@@ -15,7 +15,8 @@ from pipeline.store.lineage import command_line, provenance
 from pipeline.store.location import Location, location_of
 from pipeline.store.parts import PartLayout, new_part_name, part_key
 from pipeline.store.records import ArrayRow, TrackRow, track_rows
-from pipeline.store.shards import ShardReader, ShardWriter
+from pipeline.store.shard_reader import ShardReader
+from pipeline.store.shards import ShardWriter
 
 LEAST_LIVE = 0.7
 SMALL_ROWS = 64  # half of what a full job writes

@@ -20,7 +20,7 @@ from pipeline.errors import StoreDamagedError
 from pipeline.store.lineage import provenance
 from pipeline.store.location import Location, is_draft
 from pipeline.store.parts import PARTS, part_key
-from pipeline.store.shards import blank_rows
+from pipeline.store.shard_reader import blank_rows
 
 if TYPE_CHECKING:
     from pipeline.store.index import Index

@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 import pandas as pd
@@ -22,23 +22,21 @@ from deltalake import CommitProperties, DeltaTable, Field, write_deltalake
 from deltalake.exceptions import DeltaError
 from deltalake.schema import PrimitiveType
 
-from features.errors import FeatureInputError
 from features.framing import Grid
 from pipeline.errors import (
     StoreDamagedError,
     StoreError,
     StoreFormatError,
-    StoreMissingError,
     StoreWriteError,
     UnknownNameError,
 )
 from pipeline.store.erasures import complete_erasures
 from pipeline.store.folder import REFUSALS
+from pipeline.store.format_file import FORMAT, StoreFormat, read_format
 from pipeline.store.lineage import counted, provenance
 from pipeline.store.location import FORMAT_FILE, Location, Lock, location_of
 from pipeline.store.records import ArrayRow, TrackRow
 
-FORMAT = 2
 # Small commits leave small files; past this many a reader gains from having them merged.
 FILES_BEFORE_COMPACTION = 32
 _OWN_NAMES = {FORMAT_FILE, "arrays", "erased", "lock.json", "models", "parts", "tracks", "lost+found"}
@@ -63,61 +61,6 @@ def _table(rows: Sequence[TrackRow] | Sequence[ArrayRow], schema: pa.Schema) -> 
     # Column by column: `asdict` copies every cell deeply.
     columns = [pa.array([getattr(row, field.name) for row in rows], field.type) for field in schema]
     return pa.Table.from_arrays(columns, schema=schema)
-
-
-@dataclass(frozen=True, slots=True)
-class StoreFormat:
-    """What a store's format file says.
-
-    Parameters
-    ----------
-    version
-        Format number.
-    grid
-        Sample rate, hop and chunk length of every array.
-    oldest_snapshot
-        Snapshots before this one have lost parts to ``mirstore gc``.
-    """
-
-    version: int
-    grid: Grid
-    oldest_snapshot: int = 0
-
-    def write(self, location: Location) -> None:
-        """Write it, atomically."""
-        content = {"format": self.version, "grid": asdict(self.grid), "oldest_snapshot": self.oldest_snapshot}
-        location.write(FORMAT_FILE, json.dumps(content, indent=1).encode())
-
-
-def read_format(location: Location) -> StoreFormat:
-    """Return what a store's format file says, after checking that this mirstore can read it.
-
-    Raises
-    ------
-    StoreMissingError
-        If there is no store.
-    StoreFormatError
-        If a newer mirstore wrote it.
-    StoreDamagedError
-        If its format file cannot be understood.
-    """
-    try:
-        content = json.loads(location.read(FORMAT_FILE))
-        version = int(content["format"])
-        if version > FORMAT:
-            raise StoreFormatError(
-                f"{location} has format {version}, this mirstore reads up to {FORMAT}. "
-                "Install a newer mirstore."
-            )
-        return StoreFormat(version, Grid(**content["grid"]), int(content.get("oldest_snapshot", 0)))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise StoreMissingError(
-            f"{location} holds no store. Run `mirstore extract` or correct the path."
-        ) from error
-    except (ValueError, KeyError, TypeError, FeatureInputError) as error:
-        raise StoreDamagedError(
-            f"{location}/{FORMAT_FILE}: not a store's format file ({error}). Restore it from a backup."
-        ) from error
 
 
 class Index:

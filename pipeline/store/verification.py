@@ -16,7 +16,7 @@ from pipeline.store.erasures import erased_spans
 from pipeline.store.index import Index
 from pipeline.store.location import Location
 from pipeline.store.parts import COORDINATES, part_group, part_key
-from pipeline.store.shards import ShardReader
+from pipeline.store.shard_reader import ShardReader
 
 ROWS_PER_READ = 64
 COLUMNS = ["part", "array", "tracks", "problem"]

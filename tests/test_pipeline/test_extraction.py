@@ -26,7 +26,7 @@ from pipeline.jobs import ComputeJob, ExtractJob, JobResult, run
 from pipeline.planning import Action
 from pipeline.store.location import location_of
 from pipeline.store.records import TrackRow
-from pipeline.store.shards import ShardReader
+from pipeline.store.shard_reader import ShardReader
 
 AUDIO = "audio: {kind: audio, sample_rate: 12000, dtype: int16}"
 LOGMEL = "logmel: {kind: log_mel, from: audio, n_fft: 512, n_mels: 32}"

@@ -12,7 +12,8 @@ import pytest
 
 from pipeline import FeatureStore, extract
 from pipeline.errors import StoreFormatError
-from pipeline.store.index import FORMAT, Index
+from pipeline.store.format_file import FORMAT
+from pipeline.store.index import Index
 from pipeline.store.location import FORMAT_FILE
 from pipeline.store.removal import prune
 from pipeline.store.verification import verify

@@ -28,7 +28,7 @@ from pipeline.store.chunk_table import ChunkTable, chunk_table, read_chunks
 from pipeline.store.compaction import compact
 from pipeline.store.folder import Folder
 from pipeline.store.removal import forget
-from pipeline.store.shards import ShardReader
+from pipeline.store.shard_reader import ShardReader
 
 ROWS_PER_SHARD = {"audio": 128, "logmel": 256}
 

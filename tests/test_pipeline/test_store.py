@@ -29,13 +29,15 @@ from pipeline.errors import (
     UnknownNameError,
 )
 from pipeline.store.folder import Folder, writing
+from pipeline.store.format_file import read_format
 from pipeline.store.garbage import collect_garbage
-from pipeline.store.index import Index, read_format
+from pipeline.store.index import Index
 from pipeline.store.location import FORMAT_FILE, location_of
 from pipeline.store.parts import PartWriter
 from pipeline.store.reading import open_part
 from pipeline.store.records import ArrayRow, TrackRow
-from pipeline.store.shards import ShardedArrayWriter, ShardReader
+from pipeline.store.shard_reader import ShardReader
+from pipeline.store.shards import ShardedArrayWriter
 
 AUDIO = "audio: {kind: audio, sample_rate: 12000, dtype: int16}"
 LOGMEL = "logmel: {kind: log_mel, from: audio, n_fft: 512, n_mels: 32}"

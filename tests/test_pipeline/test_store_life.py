@@ -45,10 +45,11 @@ from pipeline.store import removal
 from pipeline.store.compaction import compact
 from pipeline.store.erasures import blocked_hashes, name_hash
 from pipeline.store.folder import Folder
+from pipeline.store.format_file import read_format
 from pipeline.store.garbage import collect_garbage
-from pipeline.store.index import read_format, writable_index
+from pipeline.store.index import writable_index
 from pipeline.store.records import track_rows
-from pipeline.store.shards import ShardReader
+from pipeline.store.shard_reader import ShardReader
 from pipeline.store.verification import verify
 
 EXAMPLES = int(os.environ.get("MIRSTORE_LIFE_EXAMPLES", "4"))

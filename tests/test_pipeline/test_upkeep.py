@@ -27,7 +27,7 @@ from pipeline.store.folder import Folder
 from pipeline.store.garbage import collect_garbage
 from pipeline.store.index import Index, writable_index
 from pipeline.store.records import ArrayRow, track_rows
-from pipeline.store.shards import ShardReader, blank_rows
+from pipeline.store.shard_reader import ShardReader, blank_rows
 from pipeline.store.verification import verify
 
 AUDIO = "audio: {kind: audio}"

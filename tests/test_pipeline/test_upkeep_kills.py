@@ -27,7 +27,7 @@ from pipeline.catalog import load_catalog
 from pipeline.errors import StoreDamagedError, StoreError
 from pipeline.store.compaction import compact
 from pipeline.store.index import Index
-from pipeline.store.shards import ShardReader
+from pipeline.store.shard_reader import ShardReader
 from pipeline.store.verification import verify
 
 COMMAND = Path(sys.executable).with_name("mirstore")
