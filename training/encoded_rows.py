@@ -1,6 +1,10 @@
 """Rows of several features read as they lie in the store, and decompressed straight into a batch."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -16,6 +20,8 @@ from pipeline.store.shard_reader import ShardReader, StoredRows
 ROW_OVERHEAD_BYTES = 128  # most that an encoded row takes beyond its values, Python's object included
 # Torch converts more values than this with all its threads; a reader is to use one, and they are no faster.
 _VALUES_AT_ONCE = 16_384
+# Decompression lets other threads run; more than a few only wait for each other.
+DECODERS = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 class EncodedRow(NamedTuple):
@@ -71,6 +77,25 @@ class RowPool:
         self._free += [self._held.pop(number)[0] for number in numbers]
 
 
+class RowQueue:
+    """Encoded chunks that are drawn in the order in which they came; used as `RowPool`, without its copies."""
+
+    def __init__(self) -> None:
+        self._held: dict[int, tuple[EncodedRow, ...]] = {}
+
+    def add(self, number: int, chunk: tuple[EncodedRow, ...]) -> None:
+        """Keep a chunk under a number."""
+        self._held[number] = chunk
+
+    def __getitem__(self, number: int) -> tuple[EncodedRow, ...]:
+        return self._held[number]
+
+    def remove(self, numbers: Iterable[int]) -> None:
+        """Give up chunks."""
+        for number in numbers:
+            del self._held[number]
+
+
 class EncodedRows:
     """Features of the chunks of a table.
 
@@ -88,6 +113,20 @@ class EncodedRows:
         self.table = table
         self._rows = dict(rows)
         self._as_stored = as_stored
+        self._threads: ThreadPoolExecutor | None = None
+
+    @contextmanager
+    def decoders(self) -> Iterator[None]:
+        """Decompress with several threads in this block, unless this is one of several processes that read."""
+        if DECODERS == 1 or torch.utils.data.get_worker_info() is not None:
+            yield
+            return
+        with ThreadPoolExecutor(1 + DECODERS, thread_name_prefix="mirstore decoder") as threads:
+            self._threads = threads
+            try:
+                yield
+            finally:
+                self._threads = None
 
     @property
     def encoded_lengths(self) -> list[int]:
@@ -140,6 +179,19 @@ class EncodedRows:
             columns.append(column)
         return list(zip(*columns, strict=True))
 
+    def pieces(self, numbers: Sequence[NDArray[np.int64]]) -> Iterator[list[tuple[EncodedRow, ...]]]:
+        """Return `read` of one piece after the other; within `decoders`, the next is read ahead."""
+        if self._threads is None:
+            yield from map(self.read, numbers)
+            return
+        ahead: deque[Future[list[tuple[EncodedRow, ...]]]] = deque()
+        for piece in numbers:
+            ahead.append(self._threads.submit(self.read, piece))
+            if len(ahead) > 1:
+                yield ahead.popleft().result()
+        if ahead:
+            yield ahead.popleft().result()
+
     def tensors(self, *shape: int, padded: bool = False) -> dict[str, torch.Tensor]:
         """Return a tensor a feature, (*shape, ...), to be filled; zeros if it is to be padded."""
         made = torch.zeros if padded else torch.empty
@@ -169,6 +221,15 @@ class EncodedRows:
         StoreError
             If it was erased for good.
         """
+        shares = np.array_split(np.arange(len(encoded)), 1 if self._threads is None else DECODERS)
+        parts = [(where + int(share[0]), [encoded[i] for i in share]) for share in shares if len(share)]
+        each = map if self._threads is None else self._threads.map
+        for _ in each(lambda part: self._fill(tensors, *part), parts):
+            pass
+
+    def _fill(
+        self, tensors: Mapping[str, torch.Tensor], where: int, encoded: Sequence[tuple[EncodedRow, ...]]
+    ) -> None:
         for column, (name, rows) in enumerate(self._rows.items()):
             flat = tensors[name].view(-1, int(np.prod(rows.row_shape)))
             if self._dtype(rows) == getattr(torch, rows.dtype.name):

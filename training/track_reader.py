@@ -127,8 +127,9 @@ class TrackReader(BatchReader):
         starts = np.zeros_like(self._first)
         if self._random_window:
             starts = window_starts(self._n_chunks, self._max_chunks, seed=self.seed, epoch=epoch)
-        for tracks in self._own(epoch, worker, n_workers)[first:]:
-            yield self._batch(tracks, starts[tracks])
+        with self._source.decoders():
+            for tracks in self._own(epoch, worker, n_workers)[first:]:
+                yield self._batch(tracks, starts[tracks])
 
     def _batch(self, tracks: Rows, starts: Rows) -> Batch:
         table = self._source.table

@@ -212,6 +212,13 @@ class FeatureStore:
         needed = [*columns, *(name for name in ("part", "row_start") if name not in columns)]
         return self._unerased(self.index.tracks(needed))[list(columns)]
 
+    def placed_rows(self, columns: Sequence[str]) -> pd.DataFrame:
+        """Columns of the index for the tracks of `tracks`, in no order: their labels are not looked at."""
+        rows = self.index_rows(["track_id", "part", *(name for name in columns if name != "part")])
+        rows = rows[rows["part"].notna()]
+        rows = rows if self._only is None else rows[rows["track_id"].isin(self._only)]
+        return rows[list(columns)]
+
     @property
     def catalog_versions(self) -> dict[str, str]:
         """Fingerprint of each feature of the catalog; empty where the store was opened without one."""

@@ -22,7 +22,7 @@ def features_table(store: FeatureStore) -> pd.DataFrame:
     DataFrame
         `feature`, `fingerprint`, `kind`, `dtype`, `tracks`, `chunks`, `hours`, `bytes`, `parts`.
     """
-    tracks = store.tracks
+    tracks = store.placed_rows(["part", "n_chunks", "duration_s"])
     live = tracks.groupby("part").agg(
         tracks=("n_chunks", "size"), chunks=("n_chunks", "sum"), seconds=("duration_s", "sum")
     )
@@ -48,7 +48,7 @@ def features_table(store: FeatureStore) -> pd.DataFrame:
 
 def summary(store: FeatureStore) -> dict[str, Any]:
     """Return what ``mirstore status`` prints, as plain values."""
-    rows = store.tracks
+    rows = store.placed_rows(["status", "truncated", "duration_s"])
     orphans = unnamed_keys(store.location, Index(store.location).arrays(["part", "array"]))
     commit = store.index.last_commit()
     return {
