@@ -113,12 +113,11 @@ class ChunkReader(BatchReader):
         in_batches = BATCHES_HELD * self.batch_size * self._source.batch_bytes
         rows = (self.buffer_bytes - in_batches) // row_bytes
         least = 2 * self.batch_size if self.shuffle else self.batch_size
-        # For a moment what is read in one piece is there three times: as it came, cut into rows, in the pool;
-        # and the next piece twice.
-        read = max(1, min(longest_block, READ_BYTES // row_bytes, rows // 10, (rows - least) // 5))
-        capacity = rows - 5 * read
+        # For a moment what is read in one piece is there three times: as it came, cut into rows, in the pool.
+        read = max(1, min(longest_block, READ_BYTES // row_bytes, rows // 8, (rows - least) // 3))
+        capacity = rows - 3 * read
         if capacity < least:
-            needed = in_batches + (least + 5) * row_bytes
+            needed = in_batches + (least + 3) * row_bytes
             raise ReaderError(
                 f"buffer_bytes is {self.buffer_bytes:,}, but batches of {self.batch_size} need {needed:,}. "
                 "Raise it or make smaller batches."
@@ -160,27 +159,22 @@ class ChunkReader(BatchReader):
         begin = first * self.batch_size
         wanted = np.ones(len(sequence), dtype=bool)
         wanted[order[:begin]] = False
-        starts = [
-            start
-            for start in range(0, len(sequence), self._read_rows)
-            if wanted[start : start + self._read_rows].any()
-        ]
         with self._source.decoders():
             pool = (
                 RowPool(self.capacity + self._read_rows, self._source.encoded_lengths)
                 if self.shuffle
                 else RowQueue()
             )
-            pieces = self._source.pieces([sequence[start : start + self._read_rows] for start in starts])
-            read, coming = 0, iter(starts)
+            read = 0
             for start in range(begin, len(order), self.batch_size):
                 drawn = order[start : start + self.batch_size]
                 while read <= drawn.max():
-                    first_of_piece = next(coming)
-                    for number, chunk in enumerate(next(pieces), start=first_of_piece):
-                        if wanted[number]:
-                            pool.add(number, chunk)
-                    read = first_of_piece + self._read_rows
+                    stop = min(len(sequence), read + self._read_rows)
+                    if wanted[read:stop].any():
+                        for number, chunk in enumerate(self._source.read(sequence[read:stop]), start=read):
+                            if wanted[number]:
+                                pool.add(number, chunk)
+                    read = stop
                 batch = self._batch(sequence[drawn], [pool[number] for number in drawn.tolist()])
                 pool.remove(drawn.tolist())
                 yield batch

@@ -1,10 +1,11 @@
 """Rows of several features read as they lie in the store, and decompressed straight into a batch."""
 
+import mmap
 import os
-from collections import deque
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from pipeline.store.shard_reader import ShardReader, StoredRows
 ROW_OVERHEAD_BYTES = 128  # most that an encoded row takes beyond its values, Python's object included
 # Torch converts more values than this with all its threads; a reader is to use one, and they are no faster.
 _VALUES_AT_ONCE = 16_384
+FREE_KEPT = 2
 # Decompression lets other threads run; more than a few only wait for each other.
 DECODERS = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
@@ -96,6 +98,44 @@ class RowQueue:
             del self._held[number]
 
 
+class BatchMemory:
+    """Memory of batches, taken up again when a batch is dropped.
+
+    Batches are made by one thread and dropped by another. The allocator would keep gaps of their size for
+    either, and the process would take up to twice what it holds; memory of their own for each would have to
+    be made by the system, page by page, at the price of decompressing into it.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[mmap.mmap] = []
+
+    def __reduce__(self) -> tuple[type["BatchMemory"], tuple[()]]:
+        return BatchMemory, ()
+
+    def tensor(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Return a tensor with whatever values; its memory is free again when nothing uses it any more."""
+        size = int(np.prod(shape)) * dtype.itemsize
+        if not size:
+            return torch.empty(shape, dtype=dtype)
+        memory = self._taken(size)
+        values = np.frombuffer(memory, dtype=np.uint8, count=size)
+        weakref.finalize(values, self._give_back, memory).atexit = False
+        return torch.from_numpy(values).view(dtype).view(shape)
+
+    def _taken(self, size: int) -> mmap.mmap:
+        fitting = [memory for memory in self._free if len(memory) >= size]
+        for memory in sorted(fitting, key=len):
+            with suppress(ValueError):  # another thread was faster
+                self._free.remove(memory)
+                return memory
+        return mmap.mmap(-1, size)
+
+    def _give_back(self, memory: mmap.mmap) -> None:
+        self._free.append(memory)
+        if len(self._free) > FREE_KEPT:
+            self._free.remove(min(self._free, key=len))
+
+
 class EncodedRows:
     """Features of the chunks of a table.
 
@@ -114,6 +154,7 @@ class EncodedRows:
         self._rows = dict(rows)
         self._as_stored = as_stored
         self._threads: ThreadPoolExecutor | None = None
+        self._memory = BatchMemory()
 
     @contextmanager
     def decoders(self) -> Iterator[None]:
@@ -121,7 +162,7 @@ class EncodedRows:
         if DECODERS == 1 or torch.utils.data.get_worker_info() is not None:
             yield
             return
-        with ThreadPoolExecutor(1 + DECODERS, thread_name_prefix="mirstore decoder") as threads:
+        with ThreadPoolExecutor(DECODERS, thread_name_prefix="mirstore decoder") as threads:
             self._threads = threads
             try:
                 yield
@@ -179,26 +220,16 @@ class EncodedRows:
             columns.append(column)
         return list(zip(*columns, strict=True))
 
-    def pieces(self, numbers: Sequence[NDArray[np.int64]]) -> Iterator[list[tuple[EncodedRow, ...]]]:
-        """Return `read` of one piece after the other; within `decoders`, the next is read ahead."""
-        if self._threads is None:
-            yield from map(self.read, numbers)
-            return
-        ahead: deque[Future[list[tuple[EncodedRow, ...]]]] = deque()
-        for piece in numbers:
-            ahead.append(self._threads.submit(self.read, piece))
-            if len(ahead) > 1:
-                yield ahead.popleft().result()
-        if ahead:
-            yield ahead.popleft().result()
-
     def tensors(self, *shape: int, padded: bool = False) -> dict[str, torch.Tensor]:
         """Return a tensor a feature, (*shape, ...), to be filled; zeros if it is to be padded."""
-        made = torch.zeros if padded else torch.empty
-        return {
-            name: made((*shape, *rows.row_shape), dtype=self._dtype(rows))
+        made = {
+            name: self._memory.tensor((*shape, *rows.row_shape), self._dtype(rows))
             for name, rows in self._rows.items()
         }
+        if padded:
+            for tensor in made.values():
+                tensor.zero_()
+        return made
 
     def fill(
         self, tensors: Mapping[str, torch.Tensor], where: int, encoded: list[tuple[EncodedRow, ...]]
