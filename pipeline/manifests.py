@@ -17,6 +17,7 @@ from pyarrow import csv, parquet
 
 from pipeline.errors import CatalogError, did_you_mean
 from pipeline.remote_files import Unreachable, pieces
+from pipeline.store.location import native_buffer
 from pipeline.urls import RemoteUrl, remote_url
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
@@ -225,7 +226,7 @@ def read_table(place: Path | RemoteUrl, *, text: Sequence[str]) -> pa.Table:
     file, is_csv = _name(place), bool(header_rows(place))
     try:
         content = b"".join(pieces(place)) if isinstance(place, RemoteUrl) else place.read_bytes()
-        table = _read_csv(content, text) if is_csv else parquet.ParquetFile(pa.BufferReader(content)).read()
+        table = _read_csv(content, text) if is_csv else parquet.ParquetFile(native_buffer(content)).read()
     except Unreachable as error:
         raise CatalogError(f"{file}: cannot be read: {error}.") from error
     except FileNotFoundError:
@@ -267,7 +268,7 @@ def _uri_case(names: list[str]) -> str:
 def _read_csv(content: bytes, text: Sequence[str]) -> pa.Table:
     # One block and one thread: types are inferred from all rows, and errors name theirs.
     return csv.read_csv(
-        pa.BufferReader(content),
+        native_buffer(content),
         read_options=csv.ReadOptions(use_threads=False, block_size=min(len(content) + 1, 2**31 - 1)),
         parse_options=csv.ParseOptions(newlines_in_values=True),
         convert_options=csv.ConvertOptions(column_types=dict.fromkeys(text, pa.string())),

@@ -43,6 +43,7 @@ def gc(
     if as_json:
         print_json([asdict(orphan) for orphan in orphans])
         return
+    would = "would be " if dry_run else ""
     if orphans:
         print_table(
             ["orphan", "size", "age", ""],
@@ -51,14 +52,14 @@ def gc(
                     orphan.name,
                     readable_bytes(orphan.bytes),
                     readable_time(orphan.age_s),
-                    "removed" if orphan.removed else "kept",
+                    f"{would}removed" if orphan.due else "kept",
                 ]
                 for orphan in orphans
             ],
             right=["size", "age"],
         )
-    if any(not orphan.removed for orphan in orphans) and not dry_run:
+    if any(not orphan.due for orphan in orphans):
         console().print(f"Kept is what changed within {readable_time(grace)}; `--grace 0` removes it too.")
-    freed = sum(orphan.bytes for orphan in orphans if orphan.removed)
-    n_removed = sum(orphan.removed for orphan in orphans)
-    console().print(f"{counted(n_removed, 'orphan')} removed, {readable_bytes(freed)} freed.")
+    due = [orphan for orphan in orphans if orphan.due]
+    freed = readable_bytes(sum(orphan.bytes for orphan in due))
+    console().print(f"{counted(len(due), 'orphan')} {would}removed, {freed} freed.")

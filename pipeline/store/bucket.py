@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pipeline.errors import CatalogError, StoreAccessError, StoreWriteError
-from pipeline.store.location import Location, Lock, Stored
+from pipeline.store.location import Location, Lock, Stored, native_buffer
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from zarr.abc.store import Store
 
 MULTIPART_BYTES = 8 << 20
@@ -103,6 +104,9 @@ class Bucket(Location):
         with self._reading(key):
             found = obstore.get(self.objects, key, options={"range": {"suffix": length}})
             return bytes(found.bytes())
+
+    def native_file(self, key: str) -> "pa.NativeFile":
+        return native_buffer(self.read(key))
 
     def exists(self, key: str) -> bool:
         import obstore

@@ -15,6 +15,7 @@ from pipeline.errors import StoreLockedError, StoreWriteError
 from pipeline.store.location import Location, Lock, Stored
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from zarr.abc.store import Store
 
 LOCK_FILE = ".lock"
@@ -72,6 +73,11 @@ class Folder(Location):
             return os.pread(handle, length, max(0, os.fstat(handle).st_size - length))
         finally:
             os.close(handle)
+
+    def native_file(self, key: str) -> "pa.NativeFile":
+        import pyarrow as pa
+
+        return pa.OSFile(str(self.path / key))
 
     def exists(self, key: str) -> bool:
         return (self.path / key).exists()

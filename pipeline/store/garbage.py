@@ -19,11 +19,24 @@ KEEP_S = 7 * 86_400.0
 
 @dataclass(frozen=True, slots=True)
 class Orphan:
-    """Something below ``parts/`` that no snapshot that is kept names."""
+    """Something below ``parts/`` that no snapshot that is kept names.
+
+    Parameters
+    ----------
+    name
+        ``part`` or ``part/array``.
+    bytes, age_s
+        Its size, and the seconds since it last changed.
+    due
+        Whether the grace period is over.
+    removed
+        Whether it is gone: what is due, unless it was a dry run.
+    """
 
     name: str
     bytes: int
     age_s: float
+    due: bool
     removed: bool
 
 
@@ -83,7 +96,8 @@ def collect_garbage(
             age_s = now - max((stored.modified_s for stored in files), default=0.0)
             remove = age_s >= grace_s
             superseded |= remove and name.partition("/")[0] in known
-            orphans.append(Orphan(name, sum(stored.size for stored in files), age_s, remove and not dry_run))
+            size = sum(stored.size for stored in files)
+            orphans.append(Orphan(name, size, age_s, remove, remove and not dry_run))
         if dry_run:
             return orphans
         if superseded:  # said before it is true, so that a kill in between leaves no snapshot half readable

@@ -21,6 +21,7 @@ import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Field, write_deltalake
 from deltalake.exceptions import DeltaError
 from deltalake.schema import PrimitiveType
+from pyarrow import parquet
 
 from features.framing import Grid
 from pipeline.errors import (
@@ -33,7 +34,7 @@ from pipeline.errors import (
 from pipeline.store.erasures import complete_erasures
 from pipeline.store.folder import REFUSALS
 from pipeline.store.format_file import FORMAT, StoreFormat, read_format
-from pipeline.store.lineage import counted, provenance
+from pipeline.store.lineage import command_line, counted, provenance
 from pipeline.store.location import FORMAT_FILE, Location, Lock, location_of
 from pipeline.store.records import ArrayRow, TrackRow
 
@@ -193,7 +194,8 @@ class Index:
         for version in sorted(wanted - {self.arrays_version}):
             # What another tool vacuumed cannot be read, and then neither can the snapshots that name it.
             with contextlib.suppress(DeltaError, OSError, pa.ArrowException):
-                states.append(_frame(self._open("arrays", version), ["part", "array"]))
+                state = self._open("arrays", version)
+                states.append(_frame(self.location, "arrays", state, ARRAYS_SCHEMA, ["part", "array"]))
         return pd.concat(states, ignore_index=True).drop_duplicates(ignore_index=True)
 
     def _named_arrays_versions(self, snapshot: int) -> set[int]:
@@ -261,10 +263,10 @@ class Index:
                 if there.isdisjoint(f"{name}/{file}" for file in superseded):
                     continue
                 self.keep_from(kept)
-                about = self._about(provenance("gc"), "{}") if table is self._tracks else None
+                about = self._about(provenance(command_line("gc")), "{}") if table is self._tracks else None
                 table.vacuum(hours, dry_run=False, enforce_retention_duration=False, commit_properties=about)
                 if table is self._arrays:  # its new version belongs to a commit of `tracks`, as any
-                    self.commit(provenance=provenance("gc"))
+                    self.commit(provenance=provenance(command_line("gc")))
 
     def keep_from(self, snapshot: int) -> None:
         """Say that snapshots before this one can no longer be read."""
@@ -306,7 +308,12 @@ class Index:
             url, options = location.table(name)
             with _committing(location):
                 DeltaTable.create(
-                    url, schema=schema, mode="ignore", configuration=configuration, storage_options=options
+                    url,
+                    schema=schema,
+                    mode="ignore",
+                    configuration=configuration,
+                    storage_options=options,
+                    commit_properties=CommitProperties(custom_metadata=provenance(command_line("extract"))),
                 )
         StoreFormat(FORMAT, grid).write(location)
         return cls(location)
@@ -354,19 +361,17 @@ class Index:
 
     def tracks(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """Every row of the ``tracks`` table."""
-        have = {field.name for field in self._tracks.schema().fields}
-        wanted = list(columns or TRACKS_SCHEMA.names)
         with self._reading():
-            frame = _frame(self._tracks, [name for name in wanted if name in have])
-        for name in wanted:
-            if name not in have:  # written by an older format
-                frame[name] = pd.Series(None, index=frame.index, dtype="str")
-        return frame[wanted]
+            return _frame(
+                self.location, "tracks", self._tracks, TRACKS_SCHEMA, list(columns or TRACKS_SCHEMA.names)
+            )
 
     def arrays(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """Every row of the ``arrays`` table."""
         with self._reading():
-            return _frame(self._arrays, columns)
+            return _frame(
+                self.location, "arrays", self._arrays, ARRAYS_SCHEMA, list(columns or ARRAYS_SCHEMA.names)
+            )
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -504,8 +509,23 @@ def writable_index(place: "str | os.PathLike[str] | Location", command: str) -> 
         yield index
 
 
-def _frame(table: DeltaTable, columns: Sequence[str] | None) -> pd.DataFrame:
-    return _pandas(table.to_pyarrow_table(columns=list(columns) if columns else None))
+def _frame(
+    location: Location, name: str, table: DeltaTable, schema: pa.Schema, columns: Sequence[str]
+) -> pd.DataFrame:
+    """Return columns of a table, read file by file; those that an older format lacks are missing."""
+    wanted = pa.schema([schema.field(column) for column in columns])
+    pieces = [wanted.empty_table()]
+    for uri in table.file_uris():
+        # Not `DeltaTable.to_pyarrow_table`: its files are in Python, see `Location.native_file`.
+        with location.native_file(f"{name}/{uri.rpartition('/')[2]}") as source:
+            file = parquet.ParquetFile(source)
+            have = [column for column in columns if column in file.schema_arrow.names]
+            piece = file.read(columns=have)
+        for field in wanted:
+            if field.name not in have:
+                piece = piece.append_column(field.name, pa.nulls(len(piece), field.type))
+        pieces.append(piece.select(columns).cast(wanted))
+    return _pandas(pa.concat_tables(pieces).combine_chunks())
 
 
 def _pandas(table: pa.Table) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 from pipeline.errors import CatalogError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from zarr.abc.store import Store
 
 FORMAT_FILE = "mirstore.json"
@@ -91,6 +92,14 @@ class Location(ABC):
         """Return the last `length` bytes, or all if there are fewer."""
 
     @abstractmethod
+    def native_file(self, key: str) -> "pa.NativeFile":
+        """Return a file for Arrow to read, without Python behind it.
+
+        Arrow's threads let go of a file whenever they like. Of one in Python that can be while the
+        interpreter ends, and then the process is aborted.
+        """
+
+    @abstractmethod
     def exists(self, key: str) -> bool:
         """Return whether there is such a file or object."""
 
@@ -154,6 +163,16 @@ class Location(ABC):
     def size(self, prefix: str) -> int:
         """Return the bytes of everything below a prefix."""
         return sum(stored.size for stored in self.walk(prefix))
+
+
+def native_buffer(content: bytes) -> "pa.BufferReader":
+    """Return a copy of bytes as a file that Arrow owns; see `Location.native_file`."""
+    import numpy as np
+    import pyarrow as pa
+
+    buffer = pa.allocate_buffer(len(content))
+    np.frombuffer(buffer, dtype=np.uint8)[:] = np.frombuffer(content, dtype=np.uint8)
+    return pa.BufferReader(buffer)
 
 
 def location_of(place: "str | os.PathLike[str] | Location") -> Location:

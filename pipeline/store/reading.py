@@ -166,6 +166,8 @@ class FeatureStore:
             If the query cannot be understood.
         """
         tracks = self.tracks
+        if collection is not None:
+            check_collection(self.location, collection, self._rows["collection"])
         if track_ids is not None:
             wanted = pd.Index([track_ids] if isinstance(track_ids, str) else list(track_ids), dtype=object)
             missing = wanted.difference(tracks.index)
@@ -180,7 +182,7 @@ class FeatureStore:
             if name not in tracks.columns:
                 raise UnknownNameError(f"tracks have no column {name!r}.{did_you_mean(name, tracks.columns)}")
             values = list(value) if pd.api.types.is_list_like(value) else [value]
-            tracks = tracks[tracks[name].isin(values)]
+            tracks = tracks[_has_any(tracks[name], values)]
         if query is not None:
             tracks = _queried(tracks, query)
         chosen = object.__new__(FeatureStore)
@@ -420,6 +422,21 @@ def _axis_name(dataset: "xr.Dataset", array: "xr.DataArray", dim: str, feature: 
     return f"{dim}_{feature}"
 
 
+def check_collection(location: Location, name: str, known: "pd.Series[str]") -> None:
+    """Raise `UnknownNameError` for a collection of which the index has never seen a file."""
+    if not (known == name).any():
+        raise UnknownNameError(f"{location} has no collection {name!r}.{did_you_mean(name, known.unique())}")
+
+
+def _has_any(column: "pd.Series[Any]", values: Sequence[Any]) -> NDArray[np.bool_]:
+    """Return where a column has one of some values, or a list with one of them in it."""
+    lists = np.array([isinstance(cell, list) for cell in column], dtype=bool)
+    found = np.zeros(len(column), dtype=bool)
+    found[~lists] = column[~lists].isin(values)
+    found[lists] = [any(value in cell for value in values) for cell in column[lists]]
+    return found
+
+
 def _queried(tracks: pd.DataFrame, query: str) -> pd.DataFrame:
     try:
         found: pd.DataFrame = tracks.query(query, engine="python", level=2)  # variables of `select`'s caller
@@ -438,8 +455,11 @@ TRACK_COLUMNS = tuple(name for name in TRACKS_SCHEMA.names if name not in (*LABE
 
 
 def label_column(name: str) -> str:
-    """Return the column of `FeatureStore.tracks` that holds a label."""
-    return f"label_{name}" if name in TRACK_COLUMNS else name
+    """Return the column of `FeatureStore.tracks` that holds a label: no two labels have the same."""
+    core = name
+    while core.startswith("label_"):
+        core = core.removeprefix("label_")
+    return f"label_{name}" if core in TRACK_COLUMNS else name
 
 
 def _with_labels(rows: pd.DataFrame) -> pd.DataFrame:

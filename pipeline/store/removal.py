@@ -1,6 +1,5 @@
 """Taking away: tracks whose file has gone, tracks that are to be forgotten, versions of features."""
 
-import io
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from pipeline.store.index import Index, writable_index
 from pipeline.store.lineage import command_line, provenance
 from pipeline.store.location import Location
 from pipeline.store.parts import part_group
+from pipeline.store.reading import check_collection
 from pipeline.store.versions import models_by_feature
 
 _SPAN = ["track_id", "part", "row_start", "n_chunks"]
@@ -39,6 +39,8 @@ def prune(place: "str | Location", *, collection: str | None = None, dry_run: bo
 
     Raises
     ------
+    UnknownNameError
+        If there is no such collection.
     StoreLockedError, StoreWriteError
         If the store cannot be written.
     """
@@ -46,6 +48,7 @@ def prune(place: "str | Location", *, collection: str | None = None, dry_run: bo
         rows = index.tracks(["track_id", "collection", "status"])
         gone = rows["status"] == "gone"
         if collection is not None:
+            check_collection(index.location, collection, rows["collection"])
             gone &= rows["collection"] == collection
         names = sorted(rows.loc[gone, "track_id"])
         if names and not dry_run:
@@ -166,8 +169,9 @@ def _tables_ever(index: Index) -> Iterator[pd.DataFrame]:
     yield index.tracks(_SPAN)
     for stored in index.location.walk("tracks"):
         if stored.key.endswith(".parquet") and "/_delta_log/" not in stored.key:
-            content = io.BytesIO(index.location.read(stored.key))
-            yield parquet.ParquetFile(content).read(columns=_SPAN).to_pandas()
+            with index.location.native_file(stored.key) as source:
+                rows = parquet.ParquetFile(source).read(columns=_SPAN)
+            yield rows.to_pandas()
     for part in sorted(set(index.arrays_since(index.format.oldest_snapshot)["part"])):
         with suppress(StoreDamagedError):
             described = part_group(index.location, part)["tracks"]
