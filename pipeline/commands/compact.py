@@ -33,14 +33,15 @@ def compact(
         report = compact_store(load_catalog(catalog).store, dry_run=dry_run, on_progress=display.update)
     if as_json:
         print_json(asdict(report))
-    elif not report.rewritten + report.emptied and not report.damage:
-        console().print("Nothing to compact.")
+    elif not report.rewritten + report.emptied:
+        console().print("Nothing to compact." if not report.damage else "Nothing else to compact.")
     else:
         would = "would be " if dry_run else ""
         console().print(
             f"{counted(report.rewritten, 'part')} {would}rewritten into {report.made:,}, "
             f"{report.emptied:,} without live rows {would}dropped: {report.rows:,} rows copied, "
-            f"{report.dead_rows:,} left behind. `mirstore gc` frees {readable_bytes(report.freed_bytes)}."
+            f"{report.dead_rows:,} left behind. {readable_bytes(report.freed_bytes)} are free once `mirstore gc` "
+            "keeps no snapshot that names them."
         )
     for line in report.damage:
         typer.echo(f"mirstore: {line}", err=True)

@@ -34,4 +34,7 @@ def drop(
     if as_json:
         print_json({"feature": name, "fingerprint": fingerprint, "bytes": size})
     else:
-        console().print(f"{name}@{fingerprint} dropped; `mirstore gc` frees its {readable_bytes(size)}.")
+        console().print(
+            f"{name}@{fingerprint} dropped; its {readable_bytes(size)} are free once `mirstore gc` keeps no "
+            "snapshot that names them."
+        )

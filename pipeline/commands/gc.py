@@ -63,3 +63,7 @@ def gc(
     due = [orphan for orphan in orphans if orphan.due]
     freed = readable_bytes(sum(orphan.bytes for orphan in due))
     console().print(f"{counted(len(due), 'orphan')} {would}removed, {freed} freed.")
+    if keep:
+        console().print(
+            f"What snapshots of the last {keep:g} days name is kept; `--keep 0` keeps only the newest."
+        )

@@ -22,7 +22,7 @@ def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove the tracks whose file has gone. Older snapshots still have them.
+    """Remove the tracks whose file had gone at the last `extract`. Older snapshots still have them.
 
     Their bytes are freed by `compact`, then `gc`.
     """
@@ -37,3 +37,5 @@ def prune(
     for name in names:
         out.print(name, markup=False)
     out.print(f"{counted(len(names), 'track')} {'would be ' if dry_run else ''}removed.")
+    if not names:
+        out.print("`mirstore extract` is what finds out which files have gone.")

@@ -44,9 +44,15 @@ def verify(
     else:
         if not report.is_sound:
             print_table(
-                ["part", "array", "tracks", "problem"],
+                ["part", "array", "tracks", "problem", "such as"],
                 [
-                    [row.part or "", row.array or "", f"{row.tracks:,}", row.problem]
+                    [
+                        row.part or "",
+                        row.array or "",
+                        f"{row.tracks:,}",
+                        row.problem,
+                        ", ".join(row.track_ids[:3]),
+                    ]
                     for row in report.problems.itertuples(index=False)
                 ],
                 right=["tracks"],

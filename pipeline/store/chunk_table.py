@@ -196,7 +196,7 @@ def dask_array(rows: StoredRows, table: ChunkTable, *, by_track: bool = False) -
     from dask.tokenize import tokenize
 
     if not len(table):
-        empty: da.Array = da.zeros((0, *rows.row_shape), dtype=rows.dtype)
+        empty: da.Array = da.from_array(np.empty((0, *rows.row_shape), dtype=rows.dtype), chunks=-1)
         return empty
     if by_track:
         bounds = table.track_blocks()

@@ -184,19 +184,24 @@ class _Compaction:
         made_bytes = 0
         for done, group in enumerate(self.groups):
             self.on_progress(done, len(self.groups))
-            try:
-                new_arrays, new_tracks = self.merged(group)
-            except StoreDamagedError as error:
-                damage.append(str(error))
-                kept = parts.loc[group]
-                report = replace(
-                    report,
-                    rewritten=report.rewritten - len(group),
-                    made=report.made - 1,
-                    rows=report.rows - int(kept["live"].sum()),
-                    dead_rows=report.dead_rows - int((kept["rows"] - kept["live"]).sum()),
-                    freed_bytes=report.freed_bytes - int(kept["bytes"].sum()),
-                )
+            while group:
+                try:
+                    new_arrays, new_tracks = self.merged(group)
+                    break
+                except StoreDamagedError as error:  # it stays as it is; the others are merged
+                    damage.append(str(error))
+                    bad = [part for part in group if part in str(error)] or group
+                    group = [part for part in group if part not in bad]
+                    kept = parts.loc[bad]
+                    report = replace(
+                        report,
+                        rewritten=report.rewritten - len(bad),
+                        made=report.made - (not group),
+                        rows=report.rows - int(kept["live"].sum()),
+                        dead_rows=report.dead_rows - int((kept["rows"] - kept["live"]).sum()),
+                        freed_bytes=report.freed_bytes - int(kept["bytes"].sum()),
+                    )
+            if not group:
                 continue
             made_bytes += sum(row.bytes for row in new_arrays)
             arrays += new_arrays

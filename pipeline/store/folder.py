@@ -155,6 +155,10 @@ class Folder(Location):
                 raise StoreWriteError(
                     f"cannot write to {self.path}: it is a file, not a folder. Choose another store."
                 ) from error
+            except FileNotFoundError as error:  # what file systems of the system itself say
+                raise StoreWriteError(
+                    f"cannot write to {self.path}: no folder can be made there. Choose another store."
+                ) from error
 
     @contextmanager
     def lock(self, command: str) -> Iterator[Lock]:

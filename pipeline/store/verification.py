@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import zarr
+from numpy.typing import NDArray
 
 from pipeline.errors import StoreDamagedError
 from pipeline.store.erasures import erased_spans
@@ -19,7 +20,7 @@ from pipeline.store.parts import COORDINATES, part_group, part_key
 from pipeline.store.shard_reader import ShardReader
 
 ROWS_PER_READ = 64
-COLUMNS = ["part", "array", "tracks", "problem"]
+COLUMNS = ["part", "array", "track_ids", "tracks", "problem"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,8 @@ class VerifyReport:
     Parameters
     ----------
     problems
-        `part`, `array` (None for the part as a whole), `tracks` (how many lie there) and `problem`, one line.
+        `part`, `array` (None for the part as a whole), `track_ids` (list: whose rows are concerned), `tracks`
+        (how many these are) and `problem`, one line.
     tracks, parts, arrays, rows, bytes
         How much was looked at; bytes as stored.
     """
@@ -52,6 +54,7 @@ class _Problem:
     part: str | None
     array: str | None
     problem: str
+    track_ids: tuple[str, ...] | None = None  # None: all of the part
 
 
 def verify(
@@ -105,7 +108,7 @@ def verify(
                 problems.append(problem)
     problems.sort(key=lambda problem: (problem.part or "", problem.array or ""))
     table = pd.DataFrame(
-        [(p.part, p.array, len(by_part.get(p.part, ())), p.problem) for p in problems],
+        [(p.part, p.array, names := _affected(p, by_part), len(names), p.problem) for p in problems],
         columns=COLUMNS,
         dtype=object,  # what is None stays so
     )
@@ -119,8 +122,15 @@ def verify(
     )
 
 
+def _affected(problem: _Problem, by_part: Mapping[str, pd.DataFrame]) -> list[str]:
+    if problem.track_ids is not None:
+        return sorted(problem.track_ids)
+    part = problem.part or ""
+    return sorted(by_part[part]["track_id"]) if part in by_part else []
+
+
 def _problem_of_array(index: Index, row: dict[str, Any], tracks: pd.DataFrame | None) -> _Problem | None:
-    """Read all rows of an array; return the first thing that is wrong."""
+    """Read all rows of an array; return what is wrong."""
     part, array = row["part"], row["array"]
     try:
         reader = ShardReader(index.location, part, array)
@@ -131,17 +141,43 @@ def _problem_of_array(index: Index, row: dict[str, Any], tracks: pd.DataFrame | 
         owned = np.zeros(reader.n_rows, dtype=bool)
         for start, count in _row_ranges(tracks):
             owned[start : start + count] = True
-        out = np.empty((1, *reader.row_shape), dtype=reader.dtype)
-        for start in range(0, reader.n_rows, ROWS_PER_READ):
-            stop = min(reader.n_rows, start + ROWS_PER_READ)
-            for number, encoded in enumerate(reader.encoded(start, stop), start=start):
-                if encoded is not None:
-                    reader.decode(encoded, out, number)
-                elif owned[number]:
-                    return _Problem(part, array, f"row {number} of a track is not there")
+        bad = list(_bad_rows(reader, owned))
+        if bad:
+            more = f" ({len(bad)} such rows in all)" if len(bad) > 1 else ""
+            names = tuple(_tracks_of([row for row, _ in bad], tracks))
+            return _Problem(part, array, bad[0][1] + more, names)
     except StoreDamagedError as error:
         return _Problem(part, array, _reason(error))
     return None
+
+
+def _bad_rows(reader: ShardReader, owned: NDArray[np.bool_]) -> Iterator[tuple[int, str]]:
+    """Return rows that cannot be read, and those of tracks that are not there, each with the reason."""
+    out = np.empty((1, *reader.row_shape), dtype=reader.dtype)
+    for start in range(0, reader.n_rows, ROWS_PER_READ):
+        rows = range(start, min(reader.n_rows, start + ROWS_PER_READ))
+        try:
+            contents = reader.encoded(rows.start, rows.stop)
+        except StoreDamagedError:  # which of them?
+            contents = None
+        for i, row in enumerate(rows):
+            try:
+                encoded = reader.encoded(row, row + 1)[0] if contents is None else contents[i]
+                if encoded is not None:
+                    reader.decode(encoded, out, row)
+                elif owned[row]:
+                    yield row, f"row {row} of a track is not there"
+            except StoreDamagedError as error:
+                yield row, _reason(error)
+
+
+def _tracks_of(rows: list[int], tracks: pd.DataFrame | None) -> Iterator[str]:
+    """Return the tracks to which rows belong."""
+    if tracks is None:
+        return
+    for track_id, (start, count) in zip(tracks["track_id"], _row_ranges(tracks), strict=True):
+        if any(start <= row < start + count for row in rows):
+            yield track_id
 
 
 def _form(rows: int, row_shape: tuple[int, ...], dtype: "np.dtype[Any]") -> str:

@@ -368,6 +368,22 @@ def test_two_writers(remote: Any, url: str) -> None:
     assert remote.run("gc").returncode == 0
 
 
+def test_two_commands_at_once(remote: Any, url: str, start: Any) -> None:
+    """The first is stopped while it holds the lock, so that the second meets it for certain."""
+    first = start()
+    wait_until(lambda: Bucket(url).exists(KEY) or first.poll() is not None)
+    os.killpg(first.pid, signal.SIGSTOP)
+    second = start()
+    _, told = second.communicate(timeout=HANG_S)
+    os.killpg(first.pid, signal.SIGCONT)
+    assert second.returncode == 2
+    assert "is being written by `mirstore extract --workers 1`" in told
+    _, told = first.communicate(timeout=HANG_S)
+    assert first.returncode == 0, told
+    assert n_tracks(url) == 6
+    assert verify(url).is_sound
+
+
 # What can be wrong
 
 

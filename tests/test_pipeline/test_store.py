@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 import zarr
+from deltalake import DeltaTable
 
 from features.framing import Grid
 from pipeline import FeatureStore
@@ -171,6 +173,22 @@ def test_part_in_plain_zarr_and_in_xarray(two_versions: Any) -> None:
             )
         heights = {data[store[name].rows.arrays[part]].dims[1] for name in ("logmel", "tall")}
         assert heights == {"mel", "mel_48"}
+
+
+def test_index_and_part_without_mirstore(two_versions: Any) -> None:
+    """What a track's rows are, found by deltalake, pandas and zarr alone."""
+    folder = two_versions.store_folder
+    tracks = DeltaTable(folder / "tracks").to_pandas().query("status == 'ok'").set_index("track_id")
+    arrays = DeltaTable(folder / "arrays").to_pyarrow_table().to_pandas()
+    files = [
+        str(folder / "arrays" / file) for file in os.listdir(folder / "arrays") if file.endswith("parquet")
+    ]
+    assert len(pd.concat([pd.read_parquet(file) for file in files])) >= len(arrays)
+    row = tracks.loc["demo/long.ogg"]
+    [name] = arrays.query("feature == 'tall' and part == @row.part")["array"]
+    rows = zarr.open_group(folder / "parts" / row["part"], mode="r")[name]
+    found = rows[int(row["row_start"]) : int(row["row_start"] + row["n_chunks"])]
+    np.testing.assert_array_equal(found, two_versions.store["tall"].stored("demo/long.ogg"))
 
 
 def test_scale_factor_is_decoded(two_versions: Any) -> None:

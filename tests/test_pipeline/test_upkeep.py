@@ -717,7 +717,8 @@ def test_verify_names_the_damage(small: Any, name: str) -> None:
     [problem] = [problem for problem in problems if words in problem["problem"]]
     if feature:
         assert problem["array"].startswith(f"{feature}@")
-        assert problem["tracks"] == len(NAMES)
+        assert problem["tracks"] == len(problem["track_ids"]) > 0
+        assert set(problem["track_ids"]) <= set(small.store.tracks.index)
     if "in the index twice" not in words and name != "no such part":
         assert problem["part"] == part
     table = small.run("verify")
@@ -842,3 +843,34 @@ def test_the_only_version_that_tracks_have_is_not_dropped(empty_project: Any) ->
     assert done.returncode == 2
     assert "all that 1 tracks have" in done.stderr
     assert verify(empty_project.store_folder).is_sound
+
+
+def test_verify_names_the_tracks_of_damaged_rows(empty_project: Any) -> None:
+    for number in range(3):
+        empty_project.add_song(f"{number}.wav", seconds=4.0, seed=number)
+    empty_project.extract()
+    store = empty_project.store
+    part, first, count, _ = store["audio"]._span("demo/1.wav")
+    reader = ShardReader(store.location, part, store["audio"].rows.arrays[part])
+    [shard] = empty_project.store_folder.glob("parts/*/audio@*/c/0/0")
+    content = bytearray(shard.read_bytes())
+    for row in (first, first + count - 1):
+        [encoded] = reader.encoded(row, row + 1)
+        content[content.index(encoded) + 30] ^= 1
+    shard.write_bytes(content)
+    [problem] = json.loads(empty_project.run("verify", "--json").stdout)["problems"]
+    assert problem["track_ids"] == ["demo/1.wav"]
+    assert "2 such rows" in problem["problem"]
+    assert "demo/1.wav" in empty_project.run("verify").stdout
+
+
+def test_dry_run_of_gc_says_what_would_go(empty_project: Any) -> None:
+    empty_project.add_song("a.wav")
+    empty_project.extract()
+    (empty_project.store_folder / "parts" / "left").mkdir()
+    (empty_project.store_folder / "parts" / "left" / "x").write_bytes(bytes(1500))
+    told = empty_project.run("gc", "--dry-run", "--grace", "0").stdout
+    assert "1 orphan would be removed, 1.5 kB freed." in told
+    [orphan] = empty_project.run_json("gc", "--dry-run", "--grace", "0")
+    assert (orphan["due"], orphan["removed"]) == (True, False)
+    assert (empty_project.store_folder / "parts" / "left").exists()

@@ -474,6 +474,6 @@ def test_memory_keeps_to_what_was_stated(new_store: Callable[..., FeatureStore])
         assert done.returncode == 0, done.stderr
         grown[mib] = int(done.stdout)
     assert total > 75 * 2**20  # what the large buffer holds for the most part, and the small one cannot
-    # The allocator keeps up to as much again in the threads' arenas, however large the buffer; the rows are more.
-    assert grown[20] < 44 * 2**20
+    for mib, growth in grown.items():
+        assert growth < (mib + 12) * 2**20  # and a little for threads and the allocator
     assert grown[160] > 50 * 2**20
