@@ -4,6 +4,7 @@ One song's way: scan -> plan -> (in a worker: decode -> chunks -> features -> pa
 Only this process commits, so no two writers ever meet in the index.
 """
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -194,7 +195,8 @@ def extract(
         index.recover()
         todo = _planned(catalog, scanned, index, resolved, collections=collections, retry_failed=retry_failed)
         on_plan(todo)
-        about = provenance(command, catalog=catalog.hash)
+        versions = {feature.name: feature.fingerprint for feature in resolved}
+        about = provenance(command, catalog=catalog.hash) | {"features": json.dumps(versions)}
         run = Run(index, todo, about, begun, on_progress, on_refused)
         run.commit_row_changes()
         if len(todo.of(Action.EXTRACT)) or len(todo.parts):

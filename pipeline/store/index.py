@@ -7,6 +7,7 @@ are Delta's own atomic ones. Each commit of ``tracks`` is a snapshot, and names 
 """
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -40,6 +41,7 @@ from pipeline.store.records import ArrayRow, TrackRow
 
 # Small commits leave small files; past this many a reader gains from having them merged.
 FILES_BEFORE_COMPACTION = 32
+COMMITS_LOOKED_AT = 100
 _OWN_NAMES = {FORMAT_FILE, "arrays", "erased", "lock.json", "models", "parts", "tracks", "lost+found"}
 _LOG = "_delta_log"
 
@@ -167,6 +169,14 @@ class Index:
                 yield number, self.commit_info(number)
             except UnknownNameError:
                 return
+
+    def last_extracted(self, feature: str) -> str | None:
+        """Return the version of a feature that the last extraction asked for, as far as the newest commits say."""
+        for _, about in itertools.islice(self.commits(), COMMITS_LOOKED_AT):
+            versions = json.loads(about.get("features", "{}"))
+            if feature in versions:
+                return str(versions[feature])
+        return None
 
     def _arrays_version(self) -> int:
         """Version of ``arrays`` that this commit of ``tracks`` belongs to.
@@ -515,7 +525,7 @@ def _frame(
     """Return columns of a table, read file by file; those that an older format lacks are missing."""
     wanted = pa.schema([schema.field(column) for column in columns])
     pieces = [wanted.empty_table()]
-    for uri in table.file_uris():
+    for uri in reversed(table.file_uris()):  # the log lists the newest first
         # Not `DeltaTable.to_pyarrow_table`: its files are in Python, see `Location.native_file`.
         with location.native_file(f"{name}/{uri.rpartition('/')[2]}") as source:
             file = parquet.ParquetFile(source)

@@ -307,6 +307,8 @@ class FeatureStore:
     def __getitem__(self, name: str) -> StoredFeature:
         """Return a feature: ``"logmel"``, or one version of it, ``"logmel@ee3879d3c73d"``.
 
+        Without a version it is the catalog's where the store was opened by one, else that of the last extraction.
+
         Raises
         ------
         UnknownNameError
@@ -338,6 +340,9 @@ class FeatureStore:
             hint = did_you_mean(wanted, names) or f" It has {', '.join(sorted(names)) or 'none yet'}."
             raise UnknownNameError(f"{self.location} has no feature {wanted!r}.{hint}")
         newest = versions["fingerprint"].iloc[-1]
+        if not fingerprint and versions["fingerprint"].nunique() > 1:
+            last = self.index.last_extracted(wanted)
+            newest = last if last in set(versions["fingerprint"]) else newest
         return StoredFeature(self, wanted, newest, versions[versions["fingerprint"] == newest])
 
     def __getstate__(self) -> dict[str, Any]:

@@ -195,3 +195,17 @@ def test_rows_of_the_past_are_those_that_were_committed(tmp_path: Path) -> None:
         index.commit(updated=state, provenance=ABOUT)
     for number, state in enumerate(states, start=1):
         assert track_rows(Index(tmp_path / "store", number).tracks().sort_values("track_id")) == state
+
+
+def test_without_a_catalog_a_feature_is_what_was_last_extracted(empty_project: Any) -> None:
+    empty_project.add_song("a.wav")
+    audio = "audio: {kind: audio}"
+    for n_mels in (8, 12, 10, 9):
+        empty_project.write_catalog(audio, f"logmel: {{kind: log_mel, from: audio, n_mels: {n_mels}}}")
+        empty_project.extract()
+        store = FeatureStore(empty_project.store_folder)
+        assert store["logmel"].row_shape == (n_mels, 64)
+    first = next(n for n in range(store.snapshot) if "logmel" in list(store.at(n)))
+    assert store.at(first)["logmel"].row_shape == (8, 64)
+    Index(empty_project.store_folder)._arrays.optimize.compact()
+    assert FeatureStore(empty_project.store_folder)["logmel"].row_shape == (9, 64)

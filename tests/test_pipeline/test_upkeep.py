@@ -117,7 +117,8 @@ def test_prune_removes_what_is_gone_and_only_that(small: Any) -> None:
     assert small.store.tracks.loc[track("b"), "status"] == "gone"
     assert small.run_json("prune", "--dry-run") == [track("b")]
     assert small.rows() == before
-    assert small.run_json("prune", "--collection", "other") == []
+    unknown = small.run("prune", "--collection", "dmeo")
+    assert (unknown.returncode, "Did you mean 'demo'?" in unknown.stderr) == (2, True)
     assert small.run_json("prune", "--collection", "demo") == [track("b")]
     left = {key: rows for key, rows in before.items() if key[0] != track("b")}
     assert small.rows() == left
