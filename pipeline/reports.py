@@ -15,6 +15,7 @@ class Progress:
     started: float = field(default_factory=time.monotonic)
     work_total: float = 0.0
     work_done: float = 0.0
+    interrupted: bool = False
 
     @property
     def elapsed_s(self) -> float:

@@ -17,7 +17,7 @@ from pipeline.store.location import Location, is_folder
 from pipeline.store.records import ArrayRow, TrackRow, track_rows
 
 if TYPE_CHECKING:
-    from pipeline.cluster import Job, Killer
+    from pipeline.cluster import Interrupt, Job, Killer
     from pipeline.jobs import JobResult
 
 # Guess of the work, in chunks of decoding, that a track of the cache is: only the time left depends on it.
@@ -140,12 +140,18 @@ class Run:
                 workers=fleet,
                 interrupt=interrupt,
                 time_limit_s=job_timeout_s,
-                tick=lambda: self.on_progress(self.progress),
+                tick=lambda: self.tell(interrupt),
             ):
                 self.commit(batch)
                 self.on_progress(self.progress)
+            self.tell(interrupt)
             self.interrupted = bool(interrupt.count)
             self.ended = time.monotonic()
+
+    def tell(self, interrupt: "Interrupt") -> None:
+        """Tell how far it is, and whether it was asked to stop."""
+        self.progress.interrupted = bool(interrupt.count)
+        self.on_progress(self.progress)
 
     def commit(self, batch: "Sequence[JobResult | Killer]") -> None:
         """Commit a batch of results together."""

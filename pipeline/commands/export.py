@@ -17,7 +17,7 @@ from pipeline.commands.output import (
     print_table,
     readable_bytes,
 )
-from pipeline.commands.progress import ProgressDisplay
+from pipeline.commands.progress import StepDisplay
 
 
 def export(
@@ -54,8 +54,14 @@ def export(
     store = FeatureStore(catalog, snapshot=snapshot)
     if where or collection:
         store = store.select(where, collection=collection)
-    with ProgressDisplay(quiet=as_json) as display:
-        report = run_export(store, folder, features=feature, format=format, on_progress=display.update)
+    with StepDisplay("tracks", quiet=as_json) as display:
+        report = run_export(
+            store,
+            folder,
+            features=feature,
+            format=format,
+            on_progress=lambda progress: display.update(progress.songs_done, progress.songs_total),
+        )
     if as_json:
         print_json(asdict(report))
     else:

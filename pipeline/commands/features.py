@@ -53,9 +53,7 @@ def features(
                 "tracks",
                 "hours",
                 "size",
-                "computed with",
                 "models",
-                "parameters",
             ],
             [
                 [
@@ -66,14 +64,17 @@ def features(
                     f"{row.tracks:,} of {row.of_tracks:,}",
                     f"{row.hours:.2f}",
                     readable_bytes(row.bytes),
-                    computed_with(row.kind, row.computed_with),
                     ", ".join(row.models),
-                    short(row.parameters),
                 ]
                 for row in found.table.itertuples(index=False)
             ],
             right=["tracks", "hours", "size"],
         )
+        for row in found.table.itertuples(index=False):
+            libraries = computed_with(row.kind, row.computed_with)
+            out.print(f"\n{row.feature}@{row.fingerprint}: {short(row.parameters)}", markup=False)
+            if libraries:
+                out.print(f"    computed with {libraries}", markup=False)
     for remark in found.remarks:
         out.print(remark)
 

@@ -32,6 +32,7 @@ class ProgressDisplay:
         self._task: TaskID | None = None
         self._next_line = 0.0
         self._last = ""
+        self._told = False
 
     def planned(self, todo: "Plan") -> None:
         """Say what will be done."""
@@ -58,6 +59,9 @@ class ProgressDisplay:
         if self._quiet:
             return
         words = describe(snapshot)
+        if snapshot.interrupted and not self._told:
+            self._told = True
+            self._console.print("Finishing the jobs in flight; Ctrl-C again abandons them.")
         if self._bar is not None and self._task is not None:
             self._bar.update(
                 self._task,

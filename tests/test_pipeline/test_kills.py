@@ -277,6 +277,7 @@ def test_one_interrupt_finishes_the_jobs_in_flight(
     out, err = process.communicate(timeout=HANG_S)
     assert process.returncode == 130, err
     assert "Traceback" not in err
+    assert err.count("Finishing the jobs in flight; Ctrl-C again abandons them.") == 1
     assert "run again" in out
     store = empty_project.store
     done = len(store.tracks)
