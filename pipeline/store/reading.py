@@ -427,10 +427,13 @@ def _axis_name(dataset: "xr.Dataset", array: "xr.DataArray", dim: str, feature: 
     return f"{dim}_{feature}"
 
 
-def check_collection(location: Location, name: str, known: "pd.Series[str]") -> None:
-    """Raise `UnknownNameError` for a collection of which the index has never seen a file."""
-    if not (known == name).any():
-        raise UnknownNameError(f"{location} has no collection {name!r}.{did_you_mean(name, known.unique())}")
+def check_collection(location: Location, name: str | Sequence[str], known: "pd.Series[str]") -> None:
+    """Raise `UnknownNameError` where the index has never seen a file of a collection, or of any of several."""
+    names = [name] if isinstance(name, str) else list(name)
+    if names and not known.isin(names).any():
+        raise UnknownNameError(
+            f"{location} has no collection {names[0]!r}.{did_you_mean(names[0], known.unique())}"
+        )
 
 
 def _has_any(column: "pd.Series[Any]", values: Sequence[Any]) -> NDArray[np.bool_]:
