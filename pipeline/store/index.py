@@ -42,6 +42,7 @@ from pipeline.store.records import ArrayRow, TrackRow
 # Small commits leave small files; past this many a reader gains from having them merged.
 FILES_BEFORE_COMPACTION = 32
 COMMITS_LOOKED_AT = 100
+SHOWN_OF_AN_ERROR = 160  # characters
 _OWN_NAMES = {FORMAT_FILE, "arrays", "erased", "lock.json", "models", "parts", "tracks", "lost+found"}
 _LOG = "_delta_log"
 
@@ -99,7 +100,9 @@ class Index:
             # As of the tracks: arrays whose tracks were never committed (a kill in between) do not count.
             self._arrays = self._open("arrays", self._arrays_version())
         except (DeltaError, OSError) as error:
-            raise StoreDamagedError(f"{self.location}: the index cannot be opened ({error}).") from error
+            raise StoreDamagedError(
+                f"{self.location}: the index cannot be opened ({_shortened(error)}). Restore it from a backup."
+            ) from error
 
     def _open(self, name: str, version: int | None = None) -> DeltaTable:
         url, options = self.location.table(name)
@@ -390,7 +393,7 @@ class Index:
         except (DeltaError, OSError, pa.ArrowException) as error:
             raise StoreDamagedError(
                 f"{self.location}, snapshot {self.version}: the index cannot be read "
-                f"({' '.join(str(error).split())}). Name a newer snapshot, or restore it from a backup."
+                f"({_shortened(error)}). Name a newer snapshot, or restore it from a backup."
             ) from error
 
     def commit(
@@ -544,6 +547,12 @@ def _pandas(table: pa.Table) -> pd.DataFrame:
     whole = table if table.num_rows else table.schema.empty_table()
     frame: pd.DataFrame = whole.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
     return frame
+
+
+def _shortened(error: Exception) -> str:
+    """Return an error's text on one line; delta-rs may print all of a log's structure."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= SHOWN_OF_AN_ERROR else f"{text[:SHOWN_OF_AN_ERROR]}..."
 
 
 @contextmanager

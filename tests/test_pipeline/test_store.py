@@ -416,6 +416,16 @@ def test_index_that_has_gone(project: Any) -> None:
     assert "index" in one_line(project.run("status"))
 
 
+def test_index_that_lacks_an_entry_of_its_log(project: Any) -> None:
+    project.extract()
+    project.add_song("another.wav")
+    project.extract()
+    (project.store_folder / "tracks" / "_delta_log" / f"{1:020}.json").unlink()
+    line = one_line(project.run("status"))
+    assert "index" in line
+    assert len(line.replace(str(project.store_folder), "")) < 300
+
+
 def test_missing_store_and_urls(tmp_path: Path) -> None:
     with pytest.raises(StoreMissingError, match="mirstore extract"):
         FeatureStore(tmp_path / "none")

@@ -231,7 +231,7 @@ def test_kill_at_any_moment_loses_nothing(
         ended = list(
             pool.map(lambda trial: killed(trial[0], arguments, trial[1]), zip(folders, delays, strict=True))
         )
-    assert any(ended), "every kill came too late"
+    assert sum(ended) > N_KILLS // 2, "most kills came too late"
 
     for folder in folders:
         empty_project.folder = folder
