@@ -22,9 +22,15 @@ from unittest import mock
 import numpy as np
 import pytest
 import soundfile as sf
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from pipeline import FeatureStore
+
+# The same examples in every run, so that a commit passes or does not; --hypothesis-profile=search seeks new ones.
+settings.register_profile("same", deadline=None, derandomize=True)
+settings.register_profile("search", deadline=None, print_blob=True)
+settings.load_profile("same")
 
 COMMAND = Path(sys.executable).with_name("mirstore")
 # 64 frames are 1.37 s, so that songs of a few seconds have several chunks.

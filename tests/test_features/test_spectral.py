@@ -103,7 +103,7 @@ def test_log_mel_is_librosas(parameters: LogMelParameters, n: int) -> None:
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.floats(0.01, 50.0))
 def test_gain_moves_every_band_by_the_same_amount(gain: float) -> None:
     samples = noise(4096) + np.float32(0.5)

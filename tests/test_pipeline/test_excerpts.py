@@ -107,7 +107,7 @@ MOMENTS = st.one_of(
 @given(
     st.sampled_from(sorted(SONGS)), st.sampled_from(["audio", "logmel", "mfcc"]), st.tuples(MOMENTS, MOMENTS)
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_an_excerpt_is_a_slice_of_the_whole(
     watched: FeatureStore, song: str, name: str, moments: tuple[float, float]
 ) -> None:
@@ -220,7 +220,7 @@ def embedded(tmp_path_factory: pytest.TempPathFactory, store_of_rows: Any) -> Fe
         * 2
     )
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_vectors_of_a_stretch_are_those_of_the_chunks_it_overlaps(
     embedded: FeatureStore, moments: tuple[float, float]
 ) -> None:

@@ -520,7 +520,7 @@ def test_chunks_join_to_what_librosa_gives(n_samples: int, n_fft: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:n_fft=.* is too large for input signal")
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.integers(0, 3),
     st.integers(-600, 600),

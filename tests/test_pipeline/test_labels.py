@@ -286,7 +286,7 @@ def test_removing(store: Path) -> None:
         remove_labels(store, ["n"])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.one_of(st.none(), st.floats()), min_size=1, max_size=5),
     st.lists(st.text('ab,"\n ', max_size=4), min_size=5, max_size=5),

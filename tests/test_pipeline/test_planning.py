@@ -404,7 +404,7 @@ class Model:
         return True
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.lists(WORLDS, min_size=1, max_size=4))
 def test_a_second_plan_is_empty(worlds: list[dict[str, tuple[int, int, str | None]]]) -> None:
     model = Model()
@@ -415,7 +415,7 @@ def test_a_second_plan_is_empty(worlds: list[dict[str, tuple[int, int, str | Non
         assert model.is_complete(kept, FEATURES)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(WORLDS)
 def test_a_second_plan_is_empty_with_broken_files(world: dict[str, tuple[int, int, str | None]]) -> None:
     model = Model()
@@ -423,7 +423,7 @@ def test_a_second_plan_is_empty_with_broken_files(world: dict[str, tuple[int, in
     assert model.is_complete(world, FEATURES)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(WORLDS, WORLDS)
 def test_new_features_and_changed_files_settle(
     before: dict[str, tuple[int, int, str | None]], after: dict[str, tuple[int, int, str | None]]
@@ -450,7 +450,6 @@ def test_moved_file_that_lacks_a_feature_needs_one_run() -> None:
 SIZES = st.lists(st.integers(1, 50_000_000), max_size=60)
 
 
-@settings(deadline=None)
 @given(SIZES, st.integers(1, 16), st.integers(1, 300))
 def test_batches(sizes: list[int], workers: int, rows_per_job: int) -> None:
     tracks = scanned(*({"name": f"{n}.ogg", "size": size} for n, size in enumerate(sizes)))

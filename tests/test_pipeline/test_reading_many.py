@@ -104,7 +104,6 @@ def test_the_table_has_every_chunk_once(known_store: FeatureStore) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 40)), max_size=40), st.integers(1, 9))
-@settings(deadline=None)
 def test_blocks_are_the_longest_stretches_of_one_shard(places: list[tuple[int, int]], per_shard: int) -> None:
     part, row = np.array(places, dtype=np.int32).reshape(-1, 2).T
     none = np.zeros(len(row), dtype=np.int32)
@@ -116,7 +115,7 @@ def test_blocks_are_the_longest_stretches_of_one_shard(places: list[tuple[int, i
 
 
 @given(st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_chunks_in_any_order_are_read(known_store: FeatureStore, data: Any) -> None:
     feature = known_store["logmel"]
     whole = np.concatenate([of_zarr(known_store, "logmel", part) for part in feature.chunks.parts])
@@ -426,7 +425,7 @@ def test_only_selected_tracks_are_near(tmp_path: Path, store_of_rows: Any) -> No
 
 
 @given(st.integers(-40, 40), st.none() | st.integers(-40, 40))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_chunks_of_a_track_are_taken_as_from_a_list(
     known_store: FeatureStore, start: int, stop: int | None
 ) -> None:
@@ -450,7 +449,7 @@ def test_many_threads_read_one_reader(known_store: FeatureStore) -> None:
     with ThreadPoolExecutor(8) as pool:
 
         @given(st.lists(ranges, min_size=1, max_size=24))
-        @settings(max_examples=30, deadline=None)
+        @settings(max_examples=30)
         def check(wanted: list[list[int]]) -> None:
             reader = ShardReader(known_store.location, part, known_store["audio"].rows.arrays[part])
             found = pool.map(lambda stretch: reader.rows(*stretch), wanted)

@@ -35,7 +35,7 @@ def section(samples: NDArray[np.float32], planned: PlannedSection) -> NDArray[np
     return samples[round(planned.start_s * RATE) : round(planned.end_s * RATE)].mean(axis=1)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.floats(60, 200), st.floats(30, 400))
 def test_plan_is_whole_bars_without_gaps(tempo: float, duration_s: float) -> None:
     plan = song_plan(tempo=tempo, duration_s=duration_s)

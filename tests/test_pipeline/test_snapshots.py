@@ -96,7 +96,7 @@ states = st.dictionaries(
 )
 
 
-@settings(max_examples=8, deadline=None, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=8, phases=[Phase.explicit, Phase.generate])
 @given(states, states)
 def test_any_two_states_are_compared_as_dictionaries_are(tmp_path_factory: Any, one: Any, other: Any) -> None:
     folder = tmp_path_factory.mktemp("states") / "store"

@@ -691,7 +691,6 @@ def test_store_life(scheduler: str) -> None:
         settings=settings(
             max_examples=EXAMPLES,
             stateful_step_count=STEPS,
-            deadline=None,
             print_blob=True,
             suppress_health_check=list(HealthCheck),
         ),
