@@ -1,14 +1,17 @@
-"""One extraction under way: jobs out, results in, a commit for each batch of them."""
+"""One extraction under way: jobs out, results in, commits of what they brought."""
 
+import math
 import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from features.errors import MirstoreError
 from pipeline.planning import UNREAD, Action, Plan, batches, estimated_rows
 from pipeline.reports import ExtractReport, Progress
 from pipeline.store.folder import LOCK_FILE
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
 
 # Guess of the work, in chunks of decoding, that a track of the cache is: only the time left depends on it.
 WORK_OF_COMPUTING = 3.0
+# Seconds between commits for each second that one takes. A commit that replaces rows of a large index writes
+# all of it anew: one for each job would fill the disk with superseded tables.
+SECONDS_BETWEEN = 10.0
 
 
 class Run:
@@ -60,6 +66,9 @@ class Run:
         self.interrupted = False
         self.old = index.tracks().set_index("track_id", drop=False)
         self.damage: list[str] = []
+        self.finished_arrays: list[ArrayRow] = []
+        self.finished_tracks: list[TrackRow] = []
+        self.next_commit = -math.inf  # as `time.monotonic` counts
 
     def commit_row_changes(self) -> None:
         """Commit what needs no job: moved, touched, gone, and files that cannot even be opened."""
@@ -134,16 +143,22 @@ class Run:
             jobs = list(self.jobs(store, len(fleet.usable)))
             self.started = time.monotonic()
             self.progress.started = self.started
-            for batch in finished_jobs(
-                client,
-                jobs,
-                workers=fleet,
-                interrupt=interrupt,
-                time_limit_s=job_timeout_s,
-                tick=lambda: self.tell(interrupt),
-            ):
-                self.commit(batch)
-                self.on_progress(self.progress)
+            try:
+                for batch in finished_jobs(
+                    client,
+                    jobs,
+                    workers=fleet,
+                    interrupt=interrupt,
+                    time_limit_s=job_timeout_s,
+                    tick=lambda: self.tick(interrupt),
+                ):
+                    self.take(batch)
+                    self.tick(interrupt)
+            except MirstoreError:
+                with suppress(MirstoreError):  # the first error says more
+                    self.commit()
+                raise
+            self.commit()
             self.tell(interrupt)
             self.interrupted = bool(interrupt.count)
             self.ended = time.monotonic()
@@ -153,8 +168,14 @@ class Run:
         self.progress.interrupted = bool(interrupt.count)
         self.on_progress(self.progress)
 
-    def commit(self, batch: "Sequence[JobResult | Killer]") -> None:
-        """Commit a batch of results together."""
+    def tick(self, interrupt: "Interrupt") -> None:
+        """Commit if it is time, and tell how far it is."""
+        if (self.finished_arrays or self.finished_tracks) and time.monotonic() >= self.next_commit:
+            self.commit()
+        self.tell(interrupt)
+
+    def take(self, batch: "Sequence[JobResult | Killer]") -> None:
+        """Take note of what jobs brought, to be committed with the next."""
         from pipeline.cluster import Killer
         from pipeline.jobs import ComputeJob
 
@@ -196,13 +217,8 @@ class Run:
                 self.computed += n_tracks
                 self.progress.songs_done += n_tracks
                 self.progress.work_done += WORK_OF_COMPUTING * n_tracks
-        tracks = self.kept(tracks)
-        self.index.commit(
-            arrays=arrays,
-            added=[track for track in tracks if track.track_id not in self.known],
-            updated=[track for track in tracks if track.track_id in self.known],
-            provenance=self.provenance,
-        )
+        self.finished_arrays += arrays
+        self.finished_tracks += self.kept(tracks)
         for track in tracks:
             self.progress.songs_done += 1
             self.progress.work_done += self.work[track.track_id]
@@ -212,6 +228,22 @@ class Run:
             else:
                 self.failures += 1
         self.progress.failures = self.failures
+
+    def commit(self) -> None:
+        """Make what jobs brought since the last commit visible."""
+        # Taken first: what a refused commit may have left half done is never committed again.
+        arrays, tracks = self.finished_arrays, self.finished_tracks
+        self.finished_arrays, self.finished_tracks = [], []
+        begun = time.monotonic()
+        if arrays or tracks:
+            self.index.commit(
+                arrays=arrays,
+                added=[track for track in tracks if track.track_id not in self.known],
+                updated=[track for track in tracks if track.track_id in self.known],
+                provenance=self.provenance,
+            )
+        ended = time.monotonic()
+        self.next_commit = ended + SECONDS_BETWEEN * (ended - begun)
 
     def kept(self, tracks: Sequence[TrackRow]) -> list[TrackRow]:
         """Return rows with what stays of the old ones: added labels, and a failed track's features."""

@@ -1,5 +1,7 @@
 """Extraction from end to end: what a run does, does again, and does not do; and the features it gives."""
 
+import contextlib
+import math
 import os
 import shutil
 import subprocess
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 
 import pipeline.cluster
 import pipeline.jobs
+import pipeline.run
 from features.framing import Grid, chunks
 from pipeline.computation import FeatureChain
 from pipeline.definitions import AudioDefinition, Feature, LogMelDefinition, MfccDefinition, resolve
@@ -112,6 +115,59 @@ def test_second_run_opens_no_audio(project: Any, tmp_path: Path) -> None:
     opened = [line for line in trace.read_text().splitlines() if str(project.music) in line]
     assert all("O_DIRECTORY" in line for line in opened)
     assert "catalog.yaml" in trace.read_text()  # the trace does see files
+
+
+@pytest.fixture
+def a_job_a_song(monkeypatch: pytest.MonkeyPatch) -> None:
+    def single(tracks: Any, *_: Any, **__: Any) -> Any:
+        return [tracks.iloc[[place]] for place in range(len(tracks))]
+
+    monkeypatch.setattr(pipeline.run, "batches", single)
+
+
+@pytest.mark.usefixtures("a_job_a_song")
+def test_slow_commits_become_few(project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    genuine = pipeline.run.Run.take
+
+    def counting(run: Any, batch: Any) -> None:
+        taken.append(len(batch))
+        genuine(run, batch)
+
+    def commits() -> int:
+        counts = project.store.snapshots["counts"]
+        return sum(bool(count.get("added") or count.get("updated")) for count in counts)
+
+    monkeypatch.setattr(pipeline.run.Run, "take", counting)
+    for seconds_between, expected in ((0.0, lambda: len(taken)), (math.inf, lambda: min(len(taken), 2))):
+        shutil.rmtree(project.folder / "store", ignore_errors=True)
+        taken.clear()
+        monkeypatch.setattr(pipeline.run, "SECONDS_BETWEEN", seconds_between)
+        assert project.extract().songs == N_SONGS
+        assert len(project.store.tracks) == sum(taken) == N_SONGS
+        assert commits() == expected()
+
+
+@pytest.mark.usefixtures("a_job_a_song")
+def test_what_is_finished_is_committed_when_the_run_fails(
+    project: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    genuine = pipeline.cluster.finished_jobs
+
+    def failing(*arguments: Any, **options: Any) -> Iterator[Any]:
+        with contextlib.closing(genuine(*arguments, **options)) as batches:
+            yield next(batches)[:1]
+        raise ClusterError("the workers have gone")
+
+    monkeypatch.setattr(pipeline.run, "SECONDS_BETWEEN", math.inf)
+    monkeypatch.setattr(pipeline.run.Run, "tick", lambda *_: None)
+    monkeypatch.setattr(pipeline.cluster, "finished_jobs", failing)
+    with pytest.raises(ClusterError, match="the workers have gone"):
+        project.extract()
+    committed = project.store.tracks
+    assert len(committed) == 1
+    monkeypatch.setattr(pipeline.cluster, "finished_jobs", genuine)
+    assert project.extract().songs == N_SONGS - 1
 
 
 def test_changed_file(project: Any) -> None:
