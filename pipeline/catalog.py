@@ -170,8 +170,8 @@ class Catalog(_Section):
 
     version: Literal[1] = Field(description="Version of this file's format.")
     store: Annotated[str, AfterValidator(_checked_store)] = Field(
-        description="Folder of the store (or file:// URL; object stores cannot be written yet); "
-        "a relative path is relative to this file."
+        description="Folder of the store, a relative one is relative to this file; or s3://bucket/prefix "
+        "(gs://, az://)."
     )
     grid: GridSettings = Field(
         default_factory=GridSettings, description="How tracks are cut; fixed when the store is made."

@@ -1,4 +1,4 @@
-"""What README and docs/store.md show runs as printed; links and names of the other pages exist."""
+"""What README and docs show runs as printed; links and names exist."""
 
 import re
 import shlex
@@ -12,12 +12,13 @@ import yaml
 
 from pipeline.catalog import load_catalog
 from pipeline.cluster import WORKER_ENVIRONMENT
+from pipeline.definitions import AudioDefinition, CnnDefinition, LogMelDefinition, MfccDefinition
 from pipeline.sample import write_sample_collection
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-STORE_PAGE = (ROOT / "docs" / "store.md").read_text(encoding="utf-8")
-MACHINES_PAGE = (ROOT / "docs" / "machines.md").read_text(encoding="utf-8")
+PAGES = {page.name: page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md"))}
+RUN = ("store.md", "features.md", "training.md")
 COMMANDS = re.findall(r"^\| [^|]* ?\| `(mirstore [^`]+)` \|$", README, flags=re.MULTILINE)
 
 
@@ -57,8 +58,8 @@ def test_the_commands_run_in_the_order_in_which_they_stand(readers_folder: Path)
 
 
 def test_the_python_runs_as_printed(readers_folder: Path) -> None:
-    code = [*blocks(README, "python"), *blocks(STORE_PAGE, "python")]
-    assert len(code) == 4
+    code = blocks(README, "python") + [block for name in RUN for block in blocks(PAGES[name], "python")]
+    assert len(code) == 5
     script = readers_folder / "readme.py"
     script.write_text(
         'if __name__ == "__main__":\n' + "".join(f"    {line}\n" for line in "\n".join(code).splitlines())
@@ -74,7 +75,7 @@ def test_the_python_runs_as_printed(readers_folder: Path) -> None:
 
 
 def test_the_catalogs_load(tmp_path: Path) -> None:
-    own, remote, published = blocks(README, "yaml")
+    [own] = blocks(README, "yaml")
     (tmp_path / "songs.csv").write_text("uri\n")
     (tmp_path / "catalog.yaml").write_text(own.replace("~/Music", "."))
     features = load_catalog(tmp_path / "catalog.yaml").resolved_features()
@@ -82,15 +83,40 @@ def test_the_catalogs_load(tmp_path: Path) -> None:
     default = load_catalog(ROOT / "catalog.yaml").resolved_features()
     assert {f.fingerprint for f in features.values()} == {f.fingerprint for f in default.values()}
 
+    local, remote = blocks(PAGES["catalog.md"], "yaml")
+    (tmp_path / "local.yaml").write_text(local)
+    assert set(load_catalog(tmp_path / "local.yaml").collections) == {"mine", "vinyl", "tagged"}
     (tmp_path / "remote.yaml").write_text(remote)
     assert load_catalog(tmp_path / "remote.yaml").store == "s3://bucket/prefix"
 
+    [published] = blocks(PAGES["features.md"], "yaml")
     document: dict[str, Any] = yaml.safe_load(own)
     document["features"].update(yaml.safe_load(published))
     (tmp_path / "catalog.yaml").write_text(yaml.safe_dump(document))
     features = load_catalog(tmp_path / "catalog.yaml").resolved_features()
     assert features["tags_choi"].row_shape == (256,)
     assert features["mood_mtg"].row_shape == (64,)
+
+
+def test_the_table_of_features_has_every_parameter_and_default() -> None:
+    table = dict(re.findall(r"^\| `(\w+)` \| (.*?) \| \(", PAGES["features.md"], flags=re.MULTILINE))
+    kinds = {
+        "audio": AudioDefinition,
+        "log_mel": LogMelDefinition,
+        "mfcc": MfccDefinition,
+        "cnn": CnnDefinition,
+    }
+    assert table.keys() == kinds.keys()
+    for kind, definition in kinds.items():
+        shown: dict[str, Any] = {}
+        for parameter in re.findall(r"`(\w+:[^`]*)`", table[kind]):
+            shown |= yaml.safe_load(parameter)
+        defaults = {name: field.default for name, field in definition.model_fields.items()}
+        del defaults["kind"]
+        defaults.pop("from_", None)
+        if kind == "cnn":
+            del defaults["dtype"]  # there is no choice
+        assert shown == defaults
 
 
 def test_the_make_targets_exist() -> None:
@@ -100,11 +126,11 @@ def test_the_make_targets_exist() -> None:
 
 
 def test_workers_elsewhere_get_the_environment_of_those_here() -> None:
-    [block] = [block for block in blocks(MACHINES_PAGE, "sh") if "export" in block]
+    [block] = [block for block in blocks(PAGES["machines.md"], "sh") if "export" in block]
     exported = dict(re.findall(r"(\w+)=(\S+)", block))
     assert exported.pop("DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED") == "False"
     assert exported == WORKER_ENVIRONMENT
-    for code in blocks(MACHINES_PAGE, "python"):
+    for code in blocks(PAGES["machines.md"], "python"):
         compile(code, "machines.md", "exec")
 
 
