@@ -26,10 +26,10 @@ from pipeline.commands import (
 app = typer.Typer(
     name="mirstore",
     help="Decode song collections once, keep every feature in chunked Zarr, work from the cache.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,  # boxes break paragraphs where the source does
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
 

@@ -12,7 +12,7 @@ from pipeline.commands.output import (
     print_table,
 )
 
-app = typer.Typer(help="Check the catalog, or write its JSON Schema for an editor.", no_args_is_help=True)
+app = typer.Typer(help="Check the catalog, or write its JSON Schema for an editor.")
 
 
 @app.command("schema")

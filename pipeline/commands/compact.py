@@ -22,7 +22,7 @@ def compact(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Rewrite parts of which less than 70 % is live, and merge small ones.
+    """Rewrite parts that are less than 70 % live; merge small ones.
 
     Readers are not disturbed, and older snapshots keep what they name: `gc` frees the bytes later.
     """

@@ -43,7 +43,7 @@ def export(
     snapshot: SnapshotOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write features with labels to a folder, as NumPy files, Parquet or Zarr.
+    """Write features and labels as NumPy files, Parquet or Zarr.
 
     Values are float32. manifest.json, written last, says what everything is; a track that cannot be read is
     named there, the rest is exported, and the exit code is 1.

@@ -57,7 +57,7 @@ def extract(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and why.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Decode new and changed songs and compute the features they lack.
+    """Decode new and changed songs; compute what features they lack.
 
     A broken song becomes a row of `mirstore failures` and stops nothing. Ctrl-C once finishes the
     jobs in flight, twice abandons them; running again goes on from there.

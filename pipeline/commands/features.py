@@ -28,10 +28,10 @@ LIBRARIES = {
 def features(
     catalog: CatalogOption = DEFAULT_CATALOG, snapshot: SnapshotOption = None, as_json: JsonOption = False
 ) -> None:
-    """Every version of every feature: coverage, size, parameters, the libraries that computed it, its models.
+    """Every version of every feature: coverage, bytes, parameters.
 
-    A * marks the catalog's version. A library's upgrade recomputes nothing: parts of several versions of one
-    are listed with their numbers.
+    Also the libraries that computed it and the models that use it. A * marks the catalog's version. A library's
+    upgrade recomputes nothing: parts of several versions of one are listed with their numbers.
     """
     from pipeline.store.reading import FeatureStore
     from pipeline.store.versions import feature_versions

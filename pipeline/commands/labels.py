@@ -17,7 +17,7 @@ from pipeline.commands.output import (
     print_table,
 )
 
-app = typer.Typer(help="Add labels from a table, remove them, list them.", no_args_is_help=True)
+app = typer.Typer(help="Add labels from a table, remove them, list them.")
 
 
 @app.command("add")

@@ -22,7 +22,7 @@ def snapshots(
     catalog: CatalogOption = DEFAULT_CATALOG,
     as_json: JsonOption = False,
 ) -> None:
-    """Every commit, newest first: when, by which command, by whom, what changed.
+    """Every commit, newest first: when, by whom, what changed.
 
     `--snapshot N` of the reading commands reads the store as it was then.
     """
@@ -57,7 +57,7 @@ def diff(
     catalog: CatalogOption = DEFAULT_CATALOG,
     as_json: JsonOption = False,
 ) -> None:
-    """What changed from one snapshot to another: tracks, and versions of features."""
+    """What changed from one snapshot to another."""
     from pipeline.store.differences import differences
     from pipeline.store.reading import FeatureStore
 

@@ -17,7 +17,7 @@ from pipeline.commands.output import (
 def status(
     catalog: CatalogOption = DEFAULT_CATALOG, snapshot: SnapshotOption = None, as_json: JsonOption = False
 ) -> None:
-    """Tracks, hours and bytes by feature and version, parts, and the last commit."""
+    """What the store holds: tracks, hours and bytes by feature."""
     from pipeline.store.reading import FeatureStore
     from pipeline.store.upkeep import features_table, summary
 
