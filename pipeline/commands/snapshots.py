@@ -89,7 +89,14 @@ def diff(
         console().print()
         print_table(
             ["track", "change", "what"],
-            [list(row) for row in found.tracks.head(TRACKS_LISTED).itertuples(index=False)],
+            [
+                [
+                    f"{row.old_track_id} -> {row.track_id}" if row.old_track_id else row.track_id,
+                    row.change,
+                    row.what,
+                ]
+                for row in found.tracks.head(TRACKS_LISTED).itertuples(index=False)
+            ],
         )
     if len(found.tracks) > TRACKS_LISTED:
         more = counted(len(found.tracks) - TRACKS_LISTED, "more track")

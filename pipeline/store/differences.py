@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from pipeline.store.reading import LABEL_COLUMNS, FeatureStore
 
 # Columns of the index, by what a reader calls their change. Where the rows lie (part, row_start) is no change of a
-# track: compaction moves them.
+# track: compaction moves them. Where they lie alike under two names, the track was moved.
 ASPECTS: dict[str, tuple[str, ...]] = {
     "content": ("content_hash", "n_samples", "n_chunks"),
     "labels": LABEL_COLUMNS,
@@ -17,7 +18,7 @@ ASPECTS: dict[str, tuple[str, ...]] = {
     "location": ("uri",),
     "file": ("size", "mtime_ns", "codec", "decoder", "source_rate", "channels", "peak"),
 }
-_COLUMNS = ["track_id", "part", *(name for names in ASPECTS.values() for name in names)]
+_COLUMNS = ["track_id", "part", "row_start", *(name for names in ASPECTS.values() for name in names)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +30,10 @@ class Differences:
     old, new
         Numbers of the snapshots.
     tracks
-        `track_id`, `change` (``added``, ``removed`` or ``changed``) and `what` (the aspects of a changed track:
-        ``content``, ``labels``, ``status``, ``location``, ``file``, joined by commas), by `track_id`.
+        `track_id`, `change` (``added``, ``removed``, ``changed`` or ``moved``), `what` (the aspects of a track
+        that changed: ``content``, ``labels``, ``status``, ``location``, ``file``, joined by commas; of a moved
+        one not its location) and `old_track_id` (of a moved track; else None), by `track_id`. Once
+        ``mirstore compact`` has rewritten its rows, a track that had moved is told as removed and added.
     features
         `feature`, `fingerprint`, `change` (``added``, ``removed``, ``grown`` or ``shrunk``), and the numbers of
         tracks `before` and `after`.
@@ -65,10 +68,42 @@ def _rows(store: FeatureStore) -> pd.DataFrame:
 
 def _track_differences(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     both = before.index.intersection(after.index)
-    old, new = before.loc[both], after.loc[both]
-    what = np.full(len(both), "", dtype=object)
+    added, removed = after.index.difference(before.index), before.index.difference(after.index)
+    moves = _moves(before.loc[removed], after.loc[added])
+    what = _changes(before.loc[both], after.loc[both])
+    also = _changes(before.loc[moves["old"]], after.loc[moves["new"]], besides="location")
+    touched = what != ""
+    tables = [
+        pd.DataFrame(
+            {"track_id": index, "change": change, "what": aspects, "old_track_id": old}, dtype=object
+        )
+        for index, change, aspects, old in (
+            (added.difference(moves["new"]), "added", "", None),
+            (removed.difference(moves["old"]), "removed", "", None),
+            (both[touched], "changed", what[touched], None),
+            (moves["new"], "moved", also, moves["old"]),
+        )
+    ]
+    return pd.concat(tables).sort_values("track_id", ignore_index=True)
+
+
+def _moves(removed: pd.DataFrame, added: pd.DataFrame) -> pd.DataFrame:
+    """Names `old` and `new` of the tracks whose rows have another name now."""
+    old, new = (
+        rows.loc[rows["part"].notna(), ["part", "row_start"]].rename_axis(name).reset_index()
+        for rows, name in ((removed, "old"), (added, "new"))
+    )
+    return old.merge(new, on=["part", "row_start"])[["old", "new"]]
+
+
+def _changes(old: pd.DataFrame, new: pd.DataFrame, *, besides: str = "") -> NDArray[np.object_]:
+    """What changed of each of some tracks, but for one aspect; "" where nothing did."""
+    old, new = old.reset_index(drop=True), new.reset_index(drop=True)  # a moved track's names differ
+    what = np.full(len(old), "", dtype=object)
     for aspect, columns in ASPECTS.items():
-        changed = np.zeros(len(both), dtype=bool)
+        if aspect == besides:
+            continue
+        changed = np.zeros(len(old), dtype=bool)
         for name in columns:
             missing = old[name].isna().to_numpy(), new[name].isna().to_numpy()
             equal = (old[name] == new[name]).fillna(False).to_numpy(dtype=bool)
@@ -80,16 +115,7 @@ def _track_differences(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFram
                 ]
             changed |= where
         what[changed] += np.where(what[changed] == "", aspect, f", {aspect}")
-    touched = what != ""
-    tables = [
-        pd.DataFrame({"track_id": index, "change": change, "what": aspects}, dtype=object)
-        for index, change, aspects in (
-            (after.index.difference(before.index), "added", ""),
-            (before.index.difference(after.index), "removed", ""),
-            (both[touched], "changed", what[touched]),
-        )
-    ]
-    return pd.concat(tables).sort_values("track_id", ignore_index=True)
+    return what
 
 
 def _parsed(text: object) -> object:

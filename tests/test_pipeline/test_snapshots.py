@@ -40,7 +40,12 @@ def array(part: str, fingerprint: str, feature: str = "mfcc") -> ArrayRow:
 
 
 def changed(found: Differences) -> dict[str, tuple[str, str]]:
-    return {track: (change, what) for track, change, what in found.tracks.itertuples(index=False)}
+    assert list(found.tracks.columns) == ["track_id", "change", "what", "old_track_id"]
+    assert found.tracks["old_track_id"].notna().tolist() == found.tracks["change"].eq("moved").tolist()
+    return {
+        track if old is None else f"{old} -> {track}": (change, what)
+        for track, change, what, old in found.tracks.itertuples(index=False)
+    }
 
 
 def test_each_kind_of_change_is_told(tmp_path: Path) -> None:
@@ -88,38 +93,85 @@ def test_each_kind_of_change_is_told(tmp_path: Path) -> None:
     assert shrunk.features.to_dict(orient="split")["data"] == [["mfcc", "one", "shrunk", 10, 8]]
 
 
+def test_a_moved_track_is_told_with_both_names(tmp_path: Path) -> None:
+    index = Index.create(tmp_path / "store", Grid())
+    unread = {"part": None, "row_start": None, "n_chunks": None, "status": "failed", "stage": "open"}
+    rows = [*(row(n, labels='{"a": 1}') for n in range(5)), replace(row(8), **unread)]
+    index.commit(arrays=[array("p", "one"), array("q", "one")], added=rows, provenance=ABOUT)
+    moved = {
+        n: replace(rows[n], track_id=f"demo/new {n}", uri=f"/music/new {n}", mtime_ns=1 + n)
+        for n in (0, 1, 2)
+    }
+    index.commit(
+        updated=[
+            moved[0],
+            replace(moved[1], labels='{"a": 2}', track_id="other/1", collection="other"),
+            replace(moved[2], part="q"),  # the same content in other rows: not by a move
+            replace(row(3), track_id="demo/copy", row_start=9),
+            replace(row(9), **unread),  # what has no rows cannot have them of another
+        ],
+        removed=["demo/0", "demo/1", "demo/2", "demo/8"],
+        provenance=ABOUT,
+    )
+    store = FeatureStore(tmp_path / "store")
+    found = differences(store.at(1), store)
+    assert changed(found) == {
+        "demo/0 -> demo/new 0": ("moved", ""),
+        "demo/1 -> other/1": ("moved", "labels, file"),
+        "demo/2": ("removed", ""),
+        "demo/8": ("removed", ""),
+        "demo/9": ("added", ""),
+        "demo/copy": ("added", ""),
+        "demo/new 2": ("added", ""),
+    }
+    back = changed(differences(store, store.at(1)))
+    assert back["other/1 -> demo/1"] == ("moved", "labels, file")
+    assert back["demo/new 0 -> demo/0"] == ("moved", "")
+
+
 states = st.dictionaries(
     st.integers(0, 5),
     st.tuples(
         st.sampled_from([None, "x", "y"]), st.sampled_from([None, "{}", '{"a": 1}']), st.sampled_from("pq")
     ),
 )
+places = st.permutations(range(6))  # of the rows in their part, by number of the track
 
 
 @settings(max_examples=8, phases=[Phase.explicit, Phase.generate])
-@given(states, states)
-def test_any_two_states_are_compared_as_dictionaries_are(tmp_path_factory: Any, one: Any, other: Any) -> None:
+@given(states, states, places, places)
+def test_any_two_states_are_compared_as_dictionaries_are(
+    tmp_path_factory: Any, one: Any, other: Any, starts: Any, new_starts: Any
+) -> None:
     folder = tmp_path_factory.mktemp("states") / "store"
     index = Index.create(folder, Grid())
     stores = []
     before: set[int] = set()
-    for state in (one, other):
+    for state, start in ((one, starts), (other, new_starts)):
         rows = [
-            row(n, content_hash=c, added_labels=labels, part=part) for n, (c, labels, part) in state.items()
+            row(n, content_hash=c, added_labels=labels, part=part, row_start=start[n])
+            for n, (c, labels, part) in state.items()
         ]
         index.commit(updated=rows, removed=[f"demo/{n}" for n in before - set(state)], provenance=ABOUT)
         before = set(state)
         stores.append(FeatureStore(folder))
     expected = {}
-    for n in one.keys() | other.keys():
-        if n not in one or n not in other:
-            expected[f"demo/{n}"] = ("added" if n in other else "removed", "")
-            continue
-        (content, labels, _), (new_content, new_labels, _) = one[n], other[n]
+    pairs = {(n, n) for n in one.keys() & other.keys()} | {
+        (n, m)
+        for n in one.keys() - other.keys()
+        for m in other.keys() - one.keys()
+        if (one[n][2], starts[n]) == (other[m][2], new_starts[m])
+    }
+    for n, m in pairs:
+        (content, labels, _), (new_content, new_labels, _) = one[n], other[m]
         what = ["content"] * (content != new_content)
         what += ["labels"] * (json.loads(labels or "{}") != json.loads(new_labels or "{}"))
-        if what:
+        if n != m:
+            expected[f"demo/{n} -> demo/{m}"] = ("moved", ", ".join(what))
+        elif what:
             expected[f"demo/{n}"] = ("changed", ", ".join(what))
+    expected |= {f"demo/{n}": ("removed", "") for n in one.keys() - {n for n, _ in pairs}}
+    expected |= {f"demo/{m}": ("added", "") for m in other.keys() - {m for _, m in pairs}}
     assert changed(differences(*stores)) == expected
 
 
@@ -154,15 +206,21 @@ def test_the_commands(empty_project: Any) -> None:
     assert (found["old"], found["new"]) == (first, last)
     assert {track["track_id"]: (track["change"], track["what"]) for track in found["tracks"]} == {
         "demo/a.wav": ("changed", "labels"),
-        "demo/b.wav": ("removed", ""),
-        "demo/z.wav": ("added", ""),
+        "demo/z.wav": ("moved", ""),
         "demo/c.wav": ("changed", "content, file"),
         "demo/broken.wav": ("added", ""),
     }
     assert [(f["feature"], f["change"], f["before"], f["after"]) for f in found["features"]] == [
         ("logmel", "added", 0, 3)
     ]
-    assert "demo/c.wav" in empty_project.run("diff", str(first), str(last)).stdout
+    assert {track["track_id"]: track["old_track_id"] for track in found["tracks"]}[
+        "demo/z.wav"
+    ] == "demo/b.wav"
+    assert {track["old_track_id"] for track in found["tracks"]} == {None, "demo/b.wav"}
+    told = empty_project.run("diff", str(first), str(last)).stdout
+    assert "demo/c.wav" in told
+    assert "demo/b.wav -> demo/z.wav" in told
+    assert "1  moved" in told
     assert "Nothing changed" in empty_project.run("diff", str(last)).stdout
     assert empty_project.run("diff", "99").returncode == 2
 
