@@ -97,6 +97,51 @@ def scan(catalog: Catalog, *, only: Sequence[str] | None = None) -> Scan:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How much a collection names, as far as this machine can tell without asking another.
+
+    Parameters
+    ----------
+    place
+        Folder, manifest or URL.
+    files
+        Files with content; None where the place is on another machine.
+    unusable
+        Links, files and folders that are named but cannot be used.
+    remote
+        Files of other machines that a manifest of this one names.
+    """
+
+    place: str
+    files: int | None
+    unusable: int = 0
+    remote: int = 0
+
+
+def extent(catalog: Catalog, name: str) -> Extent:
+    """Count what one collection names; files are looked at but not opened, other machines not asked.
+
+    Raises
+    ------
+    CatalogError
+        If its folder or manifest does not exist or cannot be read, or the manifest is wrong.
+    """
+    collection = catalog.collections[name]
+    place = collection.path if isinstance(collection, FolderCollection) else collection.manifest
+    if isinstance(place, RemoteUrl):
+        if isinstance(collection, ManifestCollection) and isinstance(collection.root, Path):
+            _checked_folder(catalog, f"collections.{name}.root", collection.root)
+        return Extent(place.shown, None)
+    remote: Sequence[Row] = ()
+    if isinstance(collection, FolderCollection):
+        found = _scan_folder(catalog, name, collection)
+    else:
+        found, remote = _listed(catalog, name, collection)
+        found.flush()
+    return Extent(str(place), sum(map(len, found.batches)), len(found.problems), len(remote))
+
+
 def _checked_folder(catalog: Catalog, key: str, folder: Path) -> str:
     """The folder's path, if it is one."""
     try:
@@ -154,6 +199,14 @@ def _scan_bucket(catalog: Catalog, name: str, place: RemoteUrl, wanted: PathFilt
 
 
 def _scan_manifest(catalog: Catalog, name: str, collection: ManifestCollection) -> Found:
+    found, remote = _listed(catalog, name, collection)
+    _look_at(found, remote)
+    found.flush()
+    return found
+
+
+def _listed(catalog: Catalog, name: str, collection: ManifestCollection) -> tuple[Found, list[Row]]:
+    """What a manifest names of this machine, and its rows of others."""
     key = f"collections.{name}"
     place = collection.root
     if place is None:
@@ -180,9 +233,7 @@ def _scan_manifest(catalog: Catalog, name: str, collection: ManifestCollection) 
             found.problem(row.path, uri, _missing_reason(uri, error))
             continue
         found.usable(row.path, uri, its, row.labels)
-    _look_at(found, remote)
-    found.flush()
-    return found
+    return found, remote
 
 
 def _look_at(found: Found, rows: Sequence[Row]) -> None:

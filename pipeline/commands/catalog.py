@@ -1,6 +1,7 @@
 """``mirstore catalog``: the catalog itself."""
 
-from typing import Annotated
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -8,9 +9,14 @@ from pipeline.commands.output import (
     DEFAULT_CATALOG,
     CatalogOption,
     JsonOption,
+    console,
     print_json,
     print_table,
+    short_path,
 )
+
+if TYPE_CHECKING:
+    from pipeline.collections import Extent
 
 app = typer.Typer(help="Check the catalog, or write its JSON Schema for an editor.")
 
@@ -39,16 +45,36 @@ def schema(
 
 @app.command("check")
 def check(catalog: CatalogOption = DEFAULT_CATALOG, as_json: JsonOption = False) -> None:
-    """Check the catalog and print its features with their versions."""
-    from pipeline.catalog import load_catalog
-    from pipeline.store.location import location_of
+    """Check the catalog, count the files of its collections, and print its features with their versions.
 
-    loaded = load_catalog(catalog)
-    location_of(loaded.store)
-    features = loaded.resolved_features().values()
+    Folders, manifests and weights are looked for on this machine; what is on another is not.
+    """
+    from pipeline.catalog import load_catalog
+    from pipeline.catalog_check import check as checked
+
+    found = checked(load_catalog(catalog))
+    features = found.features.values()
     if as_json:
-        print_json([{"feature": f.name, "version": f.fingerprint, **f.parameters()} for f in features])
+        print_json(
+            {
+                "collections": [
+                    {"collection": name, **asdict(its)} for name, its in found.collections.items()
+                ],
+                "features": [
+                    {"feature": f.name, "version": f.fingerprint, **f.parameters()} for f in features
+                ],
+            }
+        )
         return
+    print_table(
+        ["collection", "place", "files", ""],
+        [
+            [name, short_path(its.place), "" if its.files is None else f"{its.files:,}", _remarks(its)]
+            for name, its in found.collections.items()
+        ],
+        right=["files"],
+    )
+    console().print()
     print_table(
         ["feature", "version", "kind", "from", "a chunk"],
         [
@@ -62,3 +88,12 @@ def check(catalog: CatalogOption = DEFAULT_CATALOG, as_json: JsonOption = False)
             for f in features
         ],
     )
+
+
+def _remarks(its: "Extent") -> str:
+    if its.files is None:
+        return "not checked"
+    remarks = [f"{its.unusable:,} unusable"] if its.unusable else []
+    if its.remote:
+        remarks.append(f"{its.remote:,} on other machines, not checked")
+    return ", ".join(remarks)

@@ -407,7 +407,8 @@ def test_command_line_from_start_to_end(project: Any) -> None:
     [failure] = project.run_json("failures")
     assert failure["track_id"] == "demo/bad.mp3"
     assert project.run_json("gc") == []
-    assert [row["feature"] for row in project.run_json("catalog", "check")] == ["audio", "logmel", "mfcc"]
+    checked = project.run_json("catalog", "check")
+    assert [row["feature"] for row in checked["features"]] == ["audio", "logmel", "mfcc"]
     for verb, words in (
         ("status", f"{N_SONGS} tracks"),
         ("failures", "bad.mp3"),
