@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from pipeline.absences import absence_reasons
 from pipeline.catalog import Catalog, load_catalog
 from pipeline.collections import Scan, scan
 from pipeline.definitions import Feature
@@ -108,7 +109,7 @@ def _planned(
             hashes[uri] = content_hash(uri)
         except (OSError, AudioError):
             continue  # extraction will meet it and say why
-    return plan(
+    todo = plan(
         scanned.tracks,
         scanned.problems,
         indexed,
@@ -118,6 +119,11 @@ def _planned(
         hashes=hashes,
         retry_failed=retry_failed,
     )
+    gone = todo.of(Action.MARK_GONE)
+    if len(gone):
+        reasons = absence_reasons(gone, catalog, todo.emptied)
+        todo.tracks.loc[gone.index, "reason"] = pd.Series(reasons, index=gone.index, dtype=object)
+    return todo
 
 
 def _without(scanned: pd.DataFrame, blocked: set[str]) -> pd.DataFrame:

@@ -28,7 +28,7 @@ class Action(StrEnum):
     COMPUTE = "compute"  # compute missing features from what the store has
     MOVE = "move"  # same content under another name: only the row changes
     UPDATE = "update"  # same content, other labels, folder or modification time: only the row changes
-    MARK_GONE = "mark gone"  # the file is no longer there
+    MARK_GONE = "mark gone"  # its collection no longer has it
     FAIL = "fail"  # cannot even be opened: becomes a row of `failures`
     SKIP = "skip"  # failed before and has not changed since
     NOTHING = "nothing"
@@ -47,11 +47,14 @@ class Plan:
         One row a part that lacks features: `part`, `missing` (tuple of feature names), `tracks`.
     features
         The features that are to be complete, upstream first.
+    emptied
+        Number of tracks with features by collection, of collections in which nothing was found any more.
     """
 
     tracks: pd.DataFrame
     parts: pd.DataFrame
     features: tuple[Feature, ...]
+    emptied: Mapping[str, int]
 
     def of(self, *actions: Action) -> pd.DataFrame:
         """Return the tracks with one of `actions`."""
@@ -216,7 +219,7 @@ def plan(
     decide(seen["part"].isna(), Action.EXTRACT, "has no features")
     lacks_audio = np.array([audio.name in names for names in lacking], dtype=bool)
     decide(lacks_audio, Action.EXTRACT, f"no {audio.array_name}")
-    decide(status.eq("gone"), Action.UPDATE, "the file is back")
+    decide(status.eq("gone"), Action.UPDATE, "back in its collection")
     decide(~same_time, Action.UPDATE, "touched, same content")
     decide(seen["uri"].ne(seen["uri_old"]), Action.UPDATE, "its folder has another place")
     labels, labels_old = seen["labels"].fillna(""), seen["labels_old"].fillna("")
@@ -247,7 +250,12 @@ def plan(
     tracks = pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
     kept = seen[seen["action"].isin([Action.COMPUTE.value, Action.UPDATE.value, Action.MOVE.value])]
     present = pd.concat([kept["part"], gone["part"]]) if len(gone) else kept["part"]
-    return Plan(tracks=tracks, parts=_parts(missing, present, audio), features=features)
+    return Plan(
+        tracks=tracks,
+        parts=_parts(missing, present, audio),
+        features=features,
+        emptied=_emptied(scanned, old[~old["track_id"].isin(moved)], gone) if len(gone) else {},
+    )
 
 
 def _missing_by_part(
@@ -281,16 +289,23 @@ def _mark_moves(seen: pd.DataFrame, gone: pd.DataFrame, hashes: Mapping[str, str
     return set(pairs["track_id"])
 
 
+def _emptied(scanned: pd.DataFrame, old: pd.DataFrame, gone: pd.DataFrame) -> dict[str, int]:
+    """Tracks with features by collection, where nothing was found and all that were known are gone."""
+    had, lost = (rows.loc[rows["part"].notna(), "collection"].value_counts() for rows in (old, gone))
+    whole = lost[lost.eq(had.reindex(lost.index)) & ~lost.index.isin(scanned["collection"].unique())]
+    return {str(name): int(n) for name, n in whole.sort_index().items()}
+
+
 def _gone_rows(
     gone: pd.DataFrame, columns: list[str], missing: Mapping[str, tuple[str, ...]], audio: Feature
 ) -> pd.DataFrame:
-    """Tracks whose file has gone: marked once; new features of them are computed from the cache too."""
+    """Tracks that were not found: marked once; new features of them are computed from the cache too."""
     rows = gone[columns].copy()
-    rows["action"], rows["reason"] = Action.MARK_GONE.value, "the file is gone"
+    rows["action"], rows["reason"] = Action.MARK_GONE.value, "not found"
     already = gone["status"].eq("gone").to_numpy(dtype=bool)
     lacking = [missing.get(part, ()) if isinstance(part, str) else () for part in gone["part"]]
     computable = np.array([bool(names) and audio.name not in names for names in lacking], dtype=bool)
-    reasons = np.array([f"no {', '.join(names)}; the file is gone" for names in lacking], dtype=object)
+    reasons = np.array([f"no {', '.join(names)}; gone before" for names in lacking], dtype=object)
     rows.loc[already, "action"], rows.loc[already, "reason"] = Action.NOTHING.value, "gone before"
     rows.loc[already & computable, "action"] = Action.COMPUTE.value
     rows.loc[already & computable, "reason"] = reasons[already & computable]

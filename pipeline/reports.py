@@ -52,6 +52,8 @@ class ExtractReport:
         Whether Ctrl-C ended it early.
     refused_workers
         Why a worker of the scheduler was not used, by address.
+    emptied
+        Number of tracks with features by collection, of collections in which nothing was found any more.
     """
 
     songs: int
@@ -69,3 +71,4 @@ class ExtractReport:
     peak_bytes_by_worker: dict[int, int]
     interrupted: bool
     refused_workers: dict[str, str]
+    emptied: dict[str, int]

@@ -271,6 +271,7 @@ class Run:
             peak_bytes_by_worker=dict(self.worker_peaks),
             interrupted=self.interrupted,
             refused_workers=dict(self.refused_workers),
+            emptied=dict(self.todo.emptied),
         )
 
 

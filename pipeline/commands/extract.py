@@ -19,6 +19,8 @@ from pipeline.commands.output import (
 from pipeline.commands.progress import ProgressDisplay
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pipeline.planning import Plan
     from pipeline.reports import ExtractReport
 
@@ -65,10 +67,15 @@ def extract(
     from pipeline.extraction import extract as run_extraction
     from pipeline.extraction import plan_extraction
 
+    def planned(todo: "Plan") -> None:
+        _warn_of(todo.emptied)
+        display.planned(todo)
+
     if dry_run:
         todo = plan_extraction(
             catalog, collections=collection or (), features=feature or (), retry_failed=retry_failed
         )
+        _warn_of(todo.emptied)
         if as_json:
             print_json(todo.to_records())
         else:
@@ -83,7 +90,7 @@ def extract(
             scheduler=scheduler,
             job_timeout_s=job_timeout,
             retry_failed=retry_failed,
-            on_plan=display.planned,
+            on_plan=planned,
             on_progress=display.update,
             on_refused=display.refused,
         )
@@ -93,6 +100,17 @@ def extract(
         _print_report(report)
     if report.interrupted:
         raise typer.Exit(130)
+
+
+def _warn_of(emptied: "Mapping[str, int]") -> None:
+    """Say which collections have nothing any more, also where nothing else is shown."""
+    for name, n in emptied.items():
+        typer.echo(
+            f"mirstore: nothing was found any more in the collection {name}: {counted(n, 'track')} gone, features "
+            "kept. If a disk is missing or the catalog or manifest is wrong, mend that and extract again; if it is "
+            f"meant, `mirstore prune --collection {name}` removes them.",
+            err=True,
+        )
 
 
 TRACKS_LISTED = 40

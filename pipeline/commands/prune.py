@@ -1,4 +1,4 @@
-"""``mirstore prune``: remove the tracks whose file has gone."""
+"""``mirstore prune``: remove the tracks that have gone from their collections."""
 
 from typing import Annotated
 
@@ -17,19 +17,27 @@ from pipeline.commands.output import (
 def prune(
     catalog: CatalogOption = DEFAULT_CATALOG,
     collection: Annotated[
-        str | None, typer.Option("--collection", metavar="NAME", help="Only of this collection.")
+        str | None,
+        typer.Option(
+            "--collection", metavar="NAME", help="Only of this collection, even if that is all it has."
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove the tracks whose file had gone at the last `extract`. Older snapshots still have them.
+    """Remove the tracks that the last `extract` no longer found. Older snapshots still have them.
 
-    Their bytes are freed by `compact`, then `gc`.
+    A collection that would lose all its tracks must be named. Their bytes are freed by `compact`, then `gc`.
     """
     from pipeline.catalog import load_catalog
     from pipeline.store.removal import prune as prune_tracks
 
-    names = prune_tracks(load_catalog(catalog).store, collection=collection, dry_run=dry_run)
+    names = prune_tracks(
+        load_catalog(catalog).store,
+        collection=collection,
+        dry_run=dry_run,
+        on_refusal=lambda reason: typer.echo(f"mirstore: {reason}", err=True),
+    )
     if as_json:
         print_json(names)
         return
@@ -38,4 +46,4 @@ def prune(
         out.print(name, markup=False)
     out.print(f"{counted(len(names), 'track')} {'would be ' if dry_run else ''}removed.")
     if not names:
-        out.print("`mirstore extract` is what finds out which files have gone.")
+        out.print("`mirstore extract` is what finds out which tracks have gone.")

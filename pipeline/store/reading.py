@@ -235,9 +235,9 @@ class FeatureStore:
     def tracks(self) -> pd.DataFrame:
         """Tracks that have features, by `track_id`, their tags and labels as further columns.
 
-        Tracks whose file has gone are among them (`status` is ``gone``): their features are kept. Of labels
-        of one name, those added by ``mirstore labels add`` come before a manifest's, and these before the
-        file's own tags.
+        Tracks that their collection no longer has are among them (`status` is ``gone``): their features are
+        kept. Of labels of one name, those added by ``mirstore labels add`` come before a manifest's, and
+        these before the file's own tags.
         """
         rows = self._rows[self._rows["part"].notna()].drop(columns=list(_OF_FAILURES))
         tracks = _with_labels(rows).set_index("track_id").sort_index()

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 class TrackRow:
     """One row of the ``tracks`` table: what a track is, where its rows lie, how it went.
 
-    `status` is ``ok``, ``failed`` or ``gone`` (the file is no longer there; its features still are).
+    `status` is ``ok``, ``failed`` or ``gone`` (its collection no longer has it; its features are still there).
     `labels` (of a manifest), `file_tags` (of the file) and `added_labels` (of ``mirstore labels add``) are
     JSON objects.
     """

@@ -1,6 +1,6 @@
-"""Taking away: tracks whose file has gone, tracks that are to be forgotten, versions of features."""
+"""Taking away: tracks that have gone, tracks that are to be forgotten, versions of features."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -20,17 +20,25 @@ from pipeline.store.versions import models_by_feature
 _SPAN = ["track_id", "part", "row_start", "n_chunks"]
 
 
-def prune(place: "str | Location", *, collection: str | None = None, dry_run: bool = False) -> list[str]:
-    """Remove the tracks whose file has gone; older snapshots still have them.
+def prune(
+    place: "str | Location",
+    *,
+    collection: str | None = None,
+    dry_run: bool = False,
+    on_refusal: Callable[[str], None] = lambda _: None,
+) -> list[str]:
+    """Remove the tracks that have gone from their collections; older snapshots still have them.
 
     Parameters
     ----------
     place
         Of the store.
     collection
-        Only of this collection; None for all.
+        Only of this collection, even if that is all it has; None for all.
     dry_run
         Only report.
+    on_refusal
+        Called by a dry run with the reason for which the real one would refuse.
 
     Returns
     -------
@@ -41,19 +49,43 @@ def prune(place: "str | Location", *, collection: str | None = None, dry_run: bo
     ------
     UnknownNameError
         If there is no such collection.
+    StoreError
+        If no track of a collection would be left and it was not named; then nothing is removed.
     StoreLockedError, StoreWriteError
         If the store cannot be written.
     """
     with writable_index(place, command_line("prune")) as index:
-        rows = index.tracks(["track_id", "collection", "status"])
+        rows = index.tracks(["track_id", "collection", "status", "part"])
         gone = rows["status"] == "gone"
         if collection is not None:
             check_collection(index.location, collection, rows["collection"])
             gone &= rows["collection"] == collection
+        elif refusal := _refusal(rows):
+            if not dry_run:
+                raise StoreError(refusal)
+            on_refusal(refusal)
         names = sorted(rows.loc[gone, "track_id"])
         if names and not dry_run:
             index.commit(removed=names, provenance=provenance(command_line("prune")))
     return names
+
+
+def _refusal(rows: pd.DataFrame) -> str:
+    """Why tracks that have gone are not removed: a missing disk looks like a collection that was emptied."""
+    placed = rows[rows["part"].notna()]
+    sizes = placed["collection"].value_counts().sort_index()
+    whole = sizes[~sizes.index.isin(placed.loc[placed["status"] != "gone", "collection"])]
+    if not len(whole):
+        return ""
+    told = " and ".join(
+        f"all {n:,} of {name}" if n > 1 else f"the only one of {name}" for name, n in whole.items()
+    )
+    options = ", ".join(f"`--collection {name}`" for name in whole.index)
+    return (
+        f"prune would remove {told}, and removes nothing until such a collection is named. If that is meant, use "
+        f"{options}{', one at a time' if len(whole) > 1 else ''}; else bring the music back and run "
+        "`mirstore extract`."
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.absences import absence_reasons
 from pipeline.catalog import Catalog, load_catalog
 from pipeline.collections import Scan, scan
 from pipeline.errors import CatalogError, UnknownNameError
@@ -599,3 +601,71 @@ def test_no_relative_uri_leaves_the_root(parts: list[str]) -> None:
     except ValueError:
         return
     assert os.path.normpath(f"/nowhere/root/{path}").startswith("/nowhere/root/")
+
+
+# --- what was there ----------------------------------------------------------------------------------
+
+
+def absent(catalog: Catalog, *uris: object) -> list[str]:
+    """Reasons for tracks of the collection `m`, named by paths below its first folder."""
+    rows = [(f"m/{path}", "m", str(uri)) for path, uri in uris]
+    return absence_reasons(pd.DataFrame(rows, columns=["track_id", "collection", "uri"]), catalog)
+
+
+def test_why_a_file_is_no_longer_found(tmp_path: Path, music: Path) -> None:
+    make(music, "kept.ogg", "live/b.ogg")
+    old = [
+        (name, music / name) for name in ("lost.ogg", "kept.ogg", "live/b.ogg", "live/lost.ogg", "old.xyz")
+    ]
+    catalog = catalog_of(tmp_path, {"m": {"path": "music", "exclude": ["live/**"]}})
+    left_out = "include or exclude leaves it out now"
+    assert absent(catalog, *old) == [
+        "the file is gone", "no longer in the collection", left_out, left_out, left_out
+    ]  # fmt: skip
+    other = catalog_of(tmp_path, {"m": {"path": "elsewhere"}})
+    assert absent(other, *old[:2]) == ["the file is gone", "no longer in the collection"]
+    assert absence_reasons(
+        pd.DataFrame({"track_id": ["m/lost.ogg"], "collection": ["m"], "uri": ["/lost.ogg"]}), other, {"m": 1}
+    ) == ["the file is gone, like all of m"]
+    bucket = catalog_of(tmp_path, {"m": {"path": "s3://one/music"}})
+    places = [
+        ("a.ogg", "s3://one/music/a.ogg"),
+        ("a.ogg", "s3://other/a.ogg"),
+        ("a.txt", "s3://one/music/a.txt"),
+    ]
+    assert absent(bucket, *places) == ["the file is gone", "no longer in the collection", left_out]
+    listed = catalog_of(tmp_path, {"m": {"manifest": "songs.csv", "root": "music"}})
+    assert set(absent(listed, *old)) == {"no longer in the manifest"}
+
+
+def test_a_row_that_left_the_manifest_is_not_called_a_file_that_is_gone(empty_project: Any) -> None:
+    for seed, name in enumerate("abc"):
+        empty_project.add_song(f"{name}.wav", seconds=0.5, seed=seed)
+    manifest = empty_project.folder / "songs.csv"
+    manifest.write_text("uri\nmusic/a.wav\nmusic/b.wav\n")
+    empty_project.write_catalog("audio: {kind: audio}", tagged="x", demo="./music")
+    text = empty_project.catalog.read_text().replace("{path: x}", "{manifest: songs.csv}")
+    empty_project.catalog.write_text(text)
+    empty_project.extract()
+    manifest.write_text("uri\nmusic/b.wav\n")
+    empty_project.catalog.write_text(text.replace("./music", "./music, exclude: [c.*]"))
+    (empty_project.music / "a.wav").rename(empty_project.folder / "a.wav")
+    assert empty_project.plan() == {
+        "tagged/music/a.wav": ("mark gone", "no longer in the manifest"),
+        "demo/a.wav": ("mark gone", "the file is gone"),
+        "demo/c.wav": ("mark gone", "include or exclude leaves it out now"),
+    }
+    manifest.write_text("uri\n")
+    empty_project.catalog.write_text(text.replace("./music", "./music, include: [d.*]"))
+    unlisted, unmatched = (
+        ("mark gone", "no longer in the manifest, like all of tagged"),
+        ("mark gone", "include or exclude leaves it out now, like all of demo"),
+    )
+    assert empty_project.plan() == {
+        **{f"tagged/music/{name}.wav": unlisted for name in "ab"},
+        **{f"demo/{name}.wav": unmatched for name in "abc"},
+    }
+    empty_project.extract()
+    assert empty_project.plan() == {}
+    manifest.write_text("uri\nmusic/b.wav\n")
+    assert empty_project.plan() == {"tagged/music/b.wav": ("update", "back in its collection")}

@@ -243,7 +243,7 @@ def test_gone_file_and_back(project: Any, no_cluster_after: Any) -> None:
     assert project.extract().gone == 0
     assert project.run_json("status")["gone"] == 1
     (project.folder / "aside.ogg").rename(path)
-    assert project.plan() == {"demo/long.ogg": ("update", "the file is back")}
+    assert project.plan() == {"demo/long.ogg": ("update", "back in its collection")}
     assert project.extract().updated == 1
     assert project.store.tracks.loc["demo/long.ogg", "status"] == "ok"
     assert project.rows() == before

@@ -1,5 +1,6 @@
 """Mishaps that must cost no more than they have to."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -89,13 +90,29 @@ def test_songs_gone_from_an_unmounted_disk_keep_their_features(project: Any) -> 
     before = project.rows()
     project.music.rename(project.folder / "elsewhere")
     project.music.mkdir()
-    report = project.extract()
-    assert report.gone == len({track for track, _ in before})
+    n_tracks = len({track for track, _ in before})
+    dry = project.run("extract", "--dry-run")
+    plans = {reason for _, reason in project.plan().values()}
+    assert plans == {"the file is gone, like all of demo"}
+    assert "mark gone  the file is gone, like all of demo" in dry.stdout
+    first = project.run("extract", "--json")
+    report = json.loads(first.stdout)
+    assert (report["gone"], report["emptied"]) == (n_tracks, {"demo": n_tracks})
+    again = project.run("extract")
+    assert again.stdout.startswith("Nothing to do")
+    for told in (dry, first, again):
+        assert told.returncode == 0
+        [line] = told.stderr.splitlines()
+        assert line.startswith(
+            f"mirstore: nothing was found any more in the collection demo: {n_tracks} tracks"
+        )
+        assert "`mirstore prune --collection demo`" in line
+    assert "until such a collection is named" in project.run("prune").stderr
     assert project.rows() == before
     project.music.rmdir()
     (project.folder / "elsewhere").rename(project.music)
     report = project.extract()
-    assert (report.songs, report.updated) == (0, len({track for track, _ in before}))
+    assert (report.songs, report.updated, report.emptied) == (0, n_tracks, {})
     assert (project.store.tracks["status"] == "ok").all()
 
 

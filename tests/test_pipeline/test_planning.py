@@ -113,6 +113,36 @@ def test_empty_collection(index: pd.DataFrame) -> None:
     assert len(todo.to_records()) == len(todo.summary()) == len(index)
 
 
+def emptied(files: pd.DataFrame, index: pd.DataFrame, **options: Any) -> dict[str, int]:
+    found = options.pop("problems", problems())
+    todo = plan(files, found, index, COMPLETE, FEATURES, **{"collections": ["demo", "other"], **options})
+    return dict(todo.emptied)
+
+
+def test_a_collection_that_lost_everything_is_named() -> None:
+    elsewhere = known("x", track_id="other/x", collection="other")
+    index = indexed(known("a"), known("b", status="gone"), broken("c"), elsewhere)
+    one = scanned({"name": "x", "collection": "other"})
+    assert emptied(one, index) == {"demo": 2}  # a failure never was a track with features
+    assert emptied(scanned(), index) == {"demo": 2, "other": 1}
+    assert emptied(scanned(), index, collections=["other"]) == {"other": 1}
+    new = scanned({"name": "new"}, {"name": "x", "collection": "other"})
+    assert emptied(new, index) == {}
+    assert emptied(scanned({"name": "a"}, {"name": "x", "collection": "other"}), index) == {}
+    assert emptied(scanned(), indexed(broken("c"), broken("d", status="gone"))) == {}
+    assert emptied(one, index, problems=problems(a="empty file")) == {}
+    assert emptied(one, index, problems=problems(**{"": "folder cannot be listed: denied"})) == {}
+
+
+def test_a_collection_whose_files_moved_on_is_emptied_only_of_the_rest() -> None:
+    index = indexed(known("a"), known("b"))
+    moved = scanned({"name": "a", "collection": "other", "uri": "/else/a"})
+    assert emptied(moved, index, hashes={"/else/a": "hash of a"}) == {"demo": 1}
+    both = pd.concat([moved, scanned({"name": "b", "collection": "other", "uri": "/else/b"})])
+    hashes = {"/else/a": "hash of a", "/else/b": "hash of b"}
+    assert emptied(both.reset_index(drop=True), index, hashes=hashes) == {}
+
+
 def test_complete_track() -> None:
     todo = plan(
         scanned({"name": "a"}), problems(), indexed(known("a")), COMPLETE, FEATURES, collections=["demo"]
@@ -134,7 +164,7 @@ def test_complete_track() -> None:
         ({"labels": '{"x": 1}'}, known("a"), {}, (Action.UPDATE, "labels have changed")),
         ({}, known("a", labels='{"x": 1}'), {}, (Action.UPDATE, "labels have changed")),
         ({"labels": '{"x": 1}'}, known("a", labels='{"x": 1}'), {}, (Action.NOTHING, "complete")),
-        ({}, known("a", status="gone"), {}, (Action.UPDATE, "the file is back")),
+        ({}, known("a", status="gone"), {}, (Action.UPDATE, "back in its collection")),
         ({"size": 7}, known("a", status="gone"), {}, (Action.EXTRACT, "the file has changed")),
         ({}, broken("a"), {}, (Action.SKIP, "failed before, unchanged")),
         ({"mtime_ns": 6}, broken("a"), {"/music/a": "hash of a"}, (Action.SKIP, "failed before, unchanged")),
@@ -159,7 +189,7 @@ def test_failed_file_is_retried_on_request() -> None:
 def test_gone_file_is_marked_once() -> None:
     files = scanned({"name": "b"})
     result = planned(files, indexed(known("a"), known("b")))
-    assert result["a"] == (Action.MARK_GONE, "the file is gone")
+    assert result["a"] == (Action.MARK_GONE, "not found")
     result = planned(files, indexed(known("a", status="gone"), known("b")))
     assert result["a"] == (Action.NOTHING, "gone before")
 
@@ -175,7 +205,7 @@ def test_other_collections_are_left_alone() -> None:
     files, index = scanned({"name": "b"}), indexed(other, known("b"))
     assert planned(files, index) == {"b": (Action.NOTHING, "complete")}
     result = planned(files, index, collections=["demo", "other"])
-    assert result["other/a"] == (Action.MARK_GONE, "the file is gone")
+    assert result["other/a"] == (Action.MARK_GONE, "not found")
 
 
 @pytest.mark.parametrize(
@@ -244,7 +274,7 @@ def test_file_like_a_gone_failure_is_new() -> None:
     files = scanned({"name": "new"})
     result = planned(files, indexed(broken("old")), hashes={"/music/new": "hash of old"})
     assert result["new"] == (Action.EXTRACT, "new")
-    assert result["old"] == (Action.MARK_GONE, "the file is gone")
+    assert result["old"] == (Action.MARK_GONE, "not found")
 
 
 def test_copy_of_a_present_file_is_new_and_not_read() -> None:

@@ -501,7 +501,14 @@ class StoreLife(RuleBasedStateMachine):
     @rule(at=st.none() | st.integers(0, 8))
     def prune(self, at: int | None) -> None:
         left = {name: known for name, known in self.state.items() if known.status != "gone"}
-        self.upkeep(at, lambda: removal.prune(self.store_folder), left)
+        placed = {known.status for known in self.state.values() if known.content is not GARBAGE}
+        name = None
+        if placed == {"gone"}:  # a collection that would lose everything must be named
+            name = "demo"
+            with pytest.raises(StoreError, match="until such a collection is named"):
+                removal.prune(self.store_folder)
+            self.settle([self.state])
+        self.upkeep(at, lambda: removal.prune(self.store_folder, collection=name), left)
 
     def pruned(self) -> set[str]:
         """Tracks that only the past has, under no other name either."""

@@ -141,6 +141,65 @@ def test_pruned_track_that_comes_back_is_new(small: Any) -> None:
     assert small.plan()[track("a")] == ("extract", "new")
 
 
+def emptied_beside_another(small: Any) -> None:
+    """All of `demo` and of `third` has gone, of `other` one of two."""
+    for number, name in enumerate(("other", "third")):
+        for seed in range(2 - number):
+            small.add_song(f"../{name}/{seed}.wav", seconds=1.0, seed=10 * number + seed)
+    small.write_catalog(AUDIO, LOGMEL, demo="./music", other="./other", third="./third")
+    small.extract()
+    for path in (*small.music.iterdir(), small.folder / "other" / "0.wav", small.folder / "third" / "0.wav"):
+        path.unlink()
+    small.extract()
+
+
+def test_a_collection_that_would_lose_everything_must_be_named(small: Any) -> None:
+    emptied_beside_another(small)
+    before, snapshot = small.rows(), small.store.snapshot
+    line = failed(small.run("prune"))
+    for words in ("all 4 of demo", "the only one of third", "`--collection demo`", "`--collection third`"):
+        assert words in line
+    assert "other" not in line
+    with pytest.raises(StoreError, match="all 4 of demo"):
+        removal.prune(small.store_folder)
+    gone = [*map(track, NAMES), "other/0.wav", "third/0.wav"]
+    dry = small.run("prune", "--dry-run")
+    assert dry.stdout.splitlines() == [*gone, "6 tracks would be removed."]
+    assert failed(dry, code=0) == line
+    assert small.run_json("prune", "--dry-run") == gone
+    assert (small.rows(), small.store.snapshot) == (before, snapshot)
+    assert small.run_json("prune", "--collection", "demo") == gone[:4]
+    assert failed(small.run("prune")) == line.replace("all 4 of demo and ", "").replace(
+        "`--collection demo`, `--collection third`, one at a time", "`--collection third`"
+    )
+    assert small.run_json("prune", "--collection", "other") == ["other/0.wav"]
+    assert small.run_json("prune", "--collection", "third") == ["third/0.wav"]
+    assert small.run_json("prune") == []
+    assert small.rows() == {key: rows for key, rows in before.items() if key[0] == "other/1.wav"}
+
+
+def test_failures_that_have_gone_are_no_loss(small: Any) -> None:
+    for folder in ("music", "other"):
+        (small.folder / folder).mkdir(exist_ok=True)
+        (small.folder / folder / "x.wav").write_bytes(b"no audio")
+    small.write_catalog(AUDIO, LOGMEL, demo="./music", other="./other")
+    small.extract()
+    for folder in ("music", "other"):
+        (small.folder / folder / "x.wav").unlink()
+    assert small.extract().emptied == {}
+    assert removal.prune(small.store_folder) == ["demo/x.wav", "other/x.wav"]
+
+
+def test_a_failed_track_with_features_is_left_of_its_collection(small: Any) -> None:
+    """Of a link whose target is on a disk that is away nothing is known, so not everything is gone."""
+    for name in NAMES[1:]:
+        (small.music / f"{name}.wav").unlink()
+    (small.music / "a.wav").rename(small.folder / "a.wav")
+    (small.music / "a.wav").symlink_to("nowhere")
+    assert small.extract().emptied == {}
+    assert removal.prune(small.store_folder) == list(map(track, NAMES[1:]))
+
+
 # Forget
 
 
