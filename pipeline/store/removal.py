@@ -1,6 +1,7 @@
 """Taking away: tracks whose file has gone, tracks that are to be forgotten, versions of features."""
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -8,8 +9,17 @@ import numpy as np
 import pandas as pd
 from pyarrow import parquet
 
-from pipeline.errors import StoreDamagedError, StoreError, UnknownNameError, did_you_mean
-from pipeline.store.erasures import Span, complete_erasures, erased_spans, erasures, name_hash, new_erasure
+from pipeline.errors import AudioError, StoreDamagedError, StoreError, UnknownNameError, did_you_mean
+from pipeline.remote_files import content_hash
+from pipeline.store.erasures import (
+    FORGOTTEN,
+    Span,
+    complete_erasures,
+    erased_spans,
+    erasures,
+    name_hash,
+    new_erasure,
+)
 from pipeline.store.index import Index, writable_index
 from pipeline.store.lineage import command_line, provenance
 from pipeline.store.location import Location
@@ -18,6 +28,8 @@ from pipeline.store.reading import check_collection
 from pipeline.store.versions import models_by_feature
 
 _SPAN = ["track_id", "part", "row_start", "n_chunks"]
+_PAST = [*_SPAN, "content_hash"]
+_EXAMPLES = 3
 
 
 def prune(place: "str | Location", *, collection: str | None = None, dry_run: bool = False) -> list[str]:
@@ -57,19 +69,44 @@ def prune(place: "str | Location", *, collection: str | None = None, dry_run: bo
 
 
 @dataclass(frozen=True, slots=True)
-class Forgotten:
-    """What ``mirstore forget`` did: identifiers, and how many chunks of how many parts were erased."""
+class ForgottenTrack:
+    """What is erased of one track.
 
-    track_ids: tuple[str, ...]
+    Parameters
+    ----------
+    track_id
+        As it was asked for.
+    other_names
+        Other identifiers that the erased rows had at some time.
+    chunks
+        How many are erased, of all versions of its file.
+    parts
+        In which they lie.
+    copies
+        Tracks of the same content, not asked for, which stay.
+    """
+
+    track_id: str
+    other_names: tuple[str, ...]
+    chunks: int
+    parts: tuple[str, ...]
+    copies: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What ``mirstore forget`` did: of each track, and how many chunks of how many parts in all."""
+
+    tracks: tuple[ForgottenTrack, ...]
     chunks: int
     parts: int
 
 
-def forget(place: "str | Location", track_ids: Sequence[str]) -> Forgotten:
+def forget(place: "str | Location", track_ids: Sequence[str], *, dry_run: bool = False) -> Forgotten:
     """Delete tracks for good: their rows in every part, in every snapshot.
 
-    The next extraction leaves their files alone, until `allow` is called. Their names and labels stay in the
-    tables of older snapshots until ``mirstore gc`` removes these.
+    The next extraction leaves their files alone, and copies of them under any name, until `allow` is called.
+    Their names and labels stay in the tables of older snapshots until ``mirstore gc`` removes these.
 
     Parameters
     ----------
@@ -77,6 +114,12 @@ def forget(place: "str | Location", track_ids: Sequence[str]) -> Forgotten:
         Of the store.
     track_ids
         Identifiers.
+    dry_run
+        Only report.
+
+    Returns
+    -------
+    Forgotten
 
     Raises
     ------
@@ -87,27 +130,30 @@ def forget(place: "str | Location", track_ids: Sequence[str]) -> Forgotten:
         what is left, once the shard is mended.
     """
     with writable_index(place, "mirstore forget") as index:
-        history = _history(index)
-        known = set(index.tracks(["track_id"])["track_id"])
-        for name in sorted(set(track_ids) - known):  # one that was pruned is in the past only
-            now = sorted(known & _names_ever(history, {name}))
-            if now or not history["track_id"].eq(name).any():
-                hint = f" It is {now[0]!r} now." if now else did_you_mean(name, known)
-                raise UnknownNameError(
-                    f"{index.location} has no track {name!r}.{hint} Nothing was forgotten."
-                )
-        spans = _spans_ever(index, history, set(track_ids))
-        new_erasure(spans, sorted(set(track_ids))).write(index.location)
-        complete_erasures(index)
+        past = _Past(index, set(track_ids))
+        past.check()
+        found = [past.of(name) for name in sorted(past.wanted)]
+        if not dry_run:
+            new_erasure(past.spans, {name: past.contents(name) for name in sorted(past.wanted)}).write(
+                index.location
+            )
+            complete_erasures(index)
     return Forgotten(
-        tuple(sorted(set(track_ids))),
-        sum(span.n_chunks for span in spans),
-        len({span.part for span in spans}),
+        tuple(found),
+        sum(span.n_chunks for span in past.spans),
+        len({span.part for span in past.spans}),
     )
 
 
 def allow(place: "str | Location", track_ids: Sequence[str]) -> None:
-    """Let the next extraction take forgotten tracks again, as new ones.
+    """Let the next extraction take forgotten tracks again, as new ones, and copies of them.
+
+    Parameters
+    ----------
+    place
+        Of the store.
+    track_ids
+        Identifiers, of tracks that were forgotten or of files that are left alone as copies of one.
 
     Raises
     ------
@@ -116,20 +162,127 @@ def allow(place: "str | Location", track_ids: Sequence[str]) -> None:
     """
     with writable_index(place, "mirstore forget --allow") as index:
         recorded = erasures(index.location)
+        rows = index.tracks(["track_id", "uri", "content_hash", "stage", "part"])
+        copies = rows[rows["track_id"].isin(list(track_ids)) & rows["stage"].eq(FORGOTTEN)]
+        blocked = {name for erasure in recorded for name in erasure.blocked}
         for name in track_ids:
-            if not any(name_hash(name) in erasure.blocked for erasure in recorded):
+            if name_hash(name) not in blocked and name not in set(copies["track_id"]):
                 raise UnknownNameError(f"{name!r} was not forgotten in {index.location}.")
-        hashes = {name_hash(name) for name in track_ids}
+        names = {name_hash(name) for name in track_ids}
+        contents = set(copies.loc[copies["part"].isna(), "content_hash"])
+        for uri in copies.loc[
+            copies["part"].notna(), "uri"
+        ]:  # the row has the hash of what its features are of
+            with suppress(OSError, AudioError):
+                contents.add(content_hash(uri))
         for erasure in recorded:
-            blocked = tuple(name for name in erasure.blocked if name not in hashes)
-            if blocked != erasure.blocked:
-                replace(erasure, blocked=blocked).write(index.location)
+            contents.update(*(erasure.contents.get(name, ()) for name in names))
+        for erasure in recorded:
+            left = {
+                name: kept
+                for name, found in erasure.contents.items()
+                if (kept := tuple(content for content in found if content not in contents))
+            }
+            allowed = replace(
+                erasure,
+                blocked=tuple(name for name in erasure.blocked if name not in names),
+                contents=left,
+            )
+            if allowed != erasure:
+                allowed.write(index.location)
+
+
+class _Past:
+    """All rows that some tracks have, or had under this or another name, in any snapshot."""
+
+    def __init__(self, index: Index, wanted: set[str]) -> None:
+        self.index, self.wanted = index, wanted
+        self.now = index.tracks(_PAST)
+        history = _history(index)
+        # Of a million tracks only a few are looked at.
+        self.history = history[history["track_id"].isin(_names_ever(history, wanted))]
+        self.spans_of: Mapping[str, set[tuple[str, int]]] = defaultdict(set)
+        self.names_of: Mapping[tuple[str, int], set[str]] = defaultdict(set)
+        for name, span in zip(self.history["track_id"], self.history["span"], strict=True):
+            self.spans_of[name].add(span)
+            self.names_of[span].add(name)
+        others = self.now[~self.now["track_id"].isin(wanted) & self.now["part"].notna()]
+        kept = set(zip(others["part"], others["row_start"], strict=True))
+        erased = self.history[~self.history["span"].isin(kept)]
+        self.lengths = dict(zip(erased["span"], erased["n_chunks"].astype(int), strict=True))
+        self.hashes: Mapping[tuple[str, int], set[str]] = defaultdict(set)
+        known = erased[erased["content_hash"].notna()]
+        for span, content in zip(known["span"], known["content_hash"], strict=True):
+            self.hashes[span].add(content)
+        known = self.now[self.now["track_id"].isin(wanted) & self.now["content_hash"].notna()]
+        self.own_hash = dict(zip(known["track_id"], known["content_hash"], strict=True))
+        contents = {content for name in wanted for content in self.contents(name)}
+        copies = others[others["content_hash"].isin(contents)]
+        self.copies: Mapping[str, set[str]] = defaultdict(set)
+        for name, content in zip(copies["track_id"], copies["content_hash"], strict=True):
+            self.copies[content].add(name)
+
+    def check(self) -> None:
+        """Raise `UnknownNameError` where one of the tracks is not there, nor was."""
+        known = set(self.now["track_id"])
+        unknown, hint = [], ""
+        for name in sorted(self.wanted - known):  # one that was pruned is in the past only
+            now = sorted(known & self.names(name))
+            if now or name not in self.spans_of:
+                unknown.append(name)
+                hint = hint or (f" {name!r} is {now[0]!r} now." if now else did_you_mean(name, known))
+        if unknown:
+            more = f" and {len(unknown) - _EXAMPLES:,} more" if len(unknown) > _EXAMPLES else ""
+            named = ", ".join(map(repr, unknown[:_EXAMPLES]))
+            raise UnknownNameError(
+                f"{self.index.location} has no track {named}{more}.{hint} Nothing was forgotten."
+            )
+
+    def names(self, track_id: str) -> set[str]:
+        """Return the track and the other names of its: a moved track had the same rows under another name."""
+        names, new = {track_id}, [track_id]
+        while new:
+            spans = self.spans_of.get(new.pop(), ())
+            found = {name for span in spans for name in self.names_of[span]} - names
+            names |= found
+            new += found
+        return names
+
+    def own_spans(self, track_id: str) -> set[tuple[str, int]]:
+        """Return part and first row of all that is erased with a track."""
+        found = {span for name in self.names(track_id) for span in self.spans_of.get(name, ())}
+        return found & self.lengths.keys()
+
+    def contents(self, track_id: str) -> set[str]:
+        """Return the SHA-256 of all that its file was."""
+        own = {self.own_hash[track_id]} if track_id in self.own_hash else set()
+        return own.union(*(self.hashes[span] for span in self.own_spans(track_id)))
+
+    def of(self, track_id: str) -> ForgottenTrack:
+        """Return what is erased of a track."""
+        spans = self.own_spans(track_id)
+        names = {name for span in spans for name in self.names_of[span]} - {track_id}
+        copies = {name for content in self.contents(track_id) for name in self.copies.get(content, ())}
+        return ForgottenTrack(
+            track_id,
+            tuple(sorted(names)),
+            sum(self.lengths[span] for span in spans),
+            tuple(sorted({part for part, _ in spans})),
+            tuple(sorted(copies)),
+        )
+
+    @property
+    def spans(self) -> list[Span]:
+        """All rows to erase."""
+        return [Span(str(part), int(start), count) for (part, start), count in self.lengths.items()]
 
 
 def _history(index: Index) -> pd.DataFrame:
     """Return all rows that tracks had, in any snapshot, but for those that were erased."""
-    history = pd.concat([rows for rows in _tables_ever(index) if len(rows)] or [index.tracks(_SPAN)])
-    history = history[history["part"].notna()].drop_duplicates(["track_id", "part", "row_start"])
+    history = pd.concat([rows for rows in _tables_ever(index) if len(rows)] or [index.tracks(_PAST)])
+    history = history[history["part"].notna()].drop_duplicates(
+        ["track_id", "part", "row_start", "content_hash"]
+    )
     erased = erased_spans(index.location)
     spans = list(zip(history["part"], history["row_start"], strict=True))
     history = history.assign(span=spans)
@@ -137,7 +290,7 @@ def _history(index: Index) -> pd.DataFrame:
 
 
 def _names_ever(history: pd.DataFrame, track_ids: set[str]) -> set[str]:
-    """Return tracks and the other names of theirs: a moved track had the same rows under another name."""
+    """Return tracks and the other names of theirs."""
     names = set(track_ids)
     while True:
         found = history[history["track_id"].isin(names)]
@@ -147,36 +300,24 @@ def _names_ever(history: pd.DataFrame, track_ids: set[str]) -> set[str]:
         names |= aliases
 
 
-def _spans_ever(index: Index, history: pd.DataFrame, track_ids: set[str]) -> list[Span]:
-    """Return all rows that tracks have, or had under this or another name, in any snapshot."""
-    found = history[history["track_id"].isin(_names_ever(history, track_ids))]
-    others = index.tracks(_SPAN)
-    others = others[~others["track_id"].isin(track_ids) & others["part"].notna()]
-    kept = set(zip(others["part"], others["row_start"], strict=True))
-    found = found[~found["span"].isin(kept)].drop_duplicates(["part", "row_start"])
-    return [
-        Span(str(part), int(start), int(count))
-        for part, start, count in zip(found["part"], found["row_start"], found["n_chunks"], strict=True)
-    ]
-
-
 def _tables_ever(index: Index) -> Iterator[pd.DataFrame]:
     """Return the rows of every file of the ``tracks`` table, superseded ones too, and what parts say of theirs.
 
     Parts know of rows whose track was extracted again or failed halfway, after ``mirstore gc`` has removed
     the files of the table that did.
     """
-    yield index.tracks(_SPAN)
+    yield index.tracks(_PAST)
     for stored in index.location.walk("tracks"):
         if stored.key.endswith(".parquet") and "/_delta_log/" not in stored.key:
             with index.location.native_file(stored.key) as source:
-                rows = parquet.ParquetFile(source).read(columns=_SPAN)
+                rows = parquet.ParquetFile(source).read(columns=_PAST)
             yield rows.to_pandas()
     for part in sorted(set(index.arrays_since(index.format.oldest_snapshot)["part"])):
         with suppress(StoreDamagedError):
             described = part_group(index.location, part)["tracks"]
             rows = [(track["track_id"], part, track["row_start"], track["n_chunks"]) for track in described]
-            yield pd.DataFrame([row for row in rows if row[0] is not None], columns=_SPAN)
+            table = pd.DataFrame([row for row in rows if row[0] is not None], columns=_SPAN)
+            yield table.assign(content_hash=None)
 
 
 def drop(
