@@ -222,7 +222,7 @@ def _merged(
         wanted, findings = _matched(tracks, given)
         found = _clashes(tracks, given, wanted)
     if found:
-        raise CatalogError("\n".join([*(_told(clash, given) for clash in found), "Nothing was written."]))
+        raise CatalogError("\n".join(_told(clash, given) for clash in found))
     names = list(dict.fromkeys(name for labels in given.labels for name in labels))
     before = [_parsed(text) for text in tracks["added_labels"]]
     after = {number: {**before[number], **given.labels[row]} for number, row in wanted.items()}
@@ -264,7 +264,7 @@ def _clashes(tracks: pd.DataFrame, given: LabelTable, wanted: Mapping[int, int])
 
 
 def _told(clash: Clash, given: LabelTable) -> str:
-    others = f" and {clash.count - 1:,} other tracks" if clash.count > 1 else ""
+    others = f" and {clash.count - 1:,} more" if clash.count > 1 else ""
     return (
         f"{given.source}: row {clash.row + given.first_row}: {clash.name!r} is {clash.kind} ({clash.value!r}), but "
         f"{clash.other_kind} of {clash.track_id} ({clash.other_value!r}, {clash.source})"

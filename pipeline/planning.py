@@ -216,9 +216,10 @@ def plan(
     )
     decide(failed & ~same_content, Action.EXTRACT, "failed before, the file has changed")
     refused = failed & seen["stage"].eq(FORGOTTEN)
-    is_forgotten = seen["content_hash"].where(seen["part"].isna(), content).isin(list(forgotten))
-    decide(refused & is_forgotten, Action.SKIP, "the content of a forgotten track")
-    decide(refused, Action.EXTRACT, "the content of a forgotten track, allowed again")
+    if refused.any():
+        held = seen["content_hash"].where(seen["part"].isna(), content)
+        decide(refused & held.isin(list(forgotten)), Action.SKIP, "the content of a forgotten track")
+        decide(refused, Action.EXTRACT, "the content of a forgotten track, allowed again")
     decide(failed & seen["stage"].isin(UNREAD), Action.EXTRACT, "could not be opened before")
     if retry_failed:
         decide(failed, Action.EXTRACT, "failed before, retried on request")

@@ -285,7 +285,7 @@ def test_a_label_is_of_one_type(store: Path, tmp_path: Path) -> None:
     parquet.write_table(pa.table({"track_id": [two, three], "mood": [None, 7]}), tmp_path / "t.parquet")
     for table, words in (
         (tmp_path / "t.parquet", r"row 2: 'mood' is a number \(7\), but text of demo/a.wav \('calm', added\) and 1 "
-         r"other tracks. Give one type, or run `mirstore labels remove mood` first."),
+         r"more. Give one type, or run `mirstore labels remove mood` first."),
         (pd.DataFrame({"track_id": [three], "mood": [["x"]]}), "row 0: 'mood' is a list of text"),
         (pd.DataFrame({"track_id": [one], "n": ["x"]}), r"but a number of demo/sub/b.wav \(2, added\)\."),
         (pd.DataFrame({"track_id": [one], "n": [True]}), "is true or false"),
