@@ -25,7 +25,7 @@ TRACKS_LISTED = 40
 
 def forget(
     tracks: Annotated[
-        list[str] | None, typer.Argument(metavar="TRACK...", help="Tracks, as `collection/path`.")
+        list[str] | None, typer.Argument(metavar="TRACK", help="Tracks, as `collection/path`.")
     ] = None,
     catalog: CatalogOption = DEFAULT_CATALOG,
     listed: Annotated[
@@ -44,14 +44,13 @@ def forget(
     Their names and labels stay in the tables of older snapshots until `gc` removes those.
     """
     from pipeline.catalog import load_catalog
-    from pipeline.errors import StoreError
     from pipeline.store import removal
 
     if allow and dry_run:
-        raise StoreError("--allow erases nothing: leave --dry-run out.")
+        raise typer.BadParameter("--allow erases nothing: leave --dry-run out.")
     names = list(dict.fromkeys([*(tracks or ()), *(_lines(listed) if listed else ())]))
     if not names:
-        raise StoreError("name at least one track, or a file of them with --from.")
+        raise typer.BadParameter("name at least one track, here or with --from.", param_hint="'TRACK...'")
     store = load_catalog(catalog).store
     if allow:
         removal.allow(store, names)

@@ -330,7 +330,7 @@ def test_names_from_a_list(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     listed.write_text("demo/b.wav\n")
     assert small.run_json("forget", "--allow", "--from", "list.txt") == [track("b")]
     listed.write_text("\n")
-    assert "at least one track" in failed(small.run("forget", "--from", "list.txt"))
+    assert "name at least one track" in failed(small.run("forget", "--from", "list.txt"))
     assert "No such file" in failed(small.run("forget", "--from", "none.txt"))
     listed.write_bytes(b"caf\xe9\n")
     assert "not valid UTF-8" in failed(small.run("forget", "--from", "list.txt"))
