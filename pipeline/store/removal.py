@@ -1,7 +1,6 @@
 """Taking away: tracks whose file has gone, tracks that are to be forgotten, versions of features."""
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -13,7 +12,6 @@ from pipeline.errors import AudioError, StoreDamagedError, StoreError, UnknownNa
 from pipeline.remote_files import content_hash
 from pipeline.store.erasures import (
     FORGOTTEN,
-    Span,
     complete_erasures,
     erased_spans,
     erasures,
@@ -25,11 +23,11 @@ from pipeline.store.lineage import command_line, provenance
 from pipeline.store.location import Location
 from pipeline.store.parts import part_group
 from pipeline.store.reading import check_collection
+from pipeline.store.tracks_ever import ForgottenTrack, TracksEver
 from pipeline.store.versions import models_by_feature
 
 _SPAN = ["track_id", "part", "row_start", "n_chunks"]
 _PAST = [*_SPAN, "content_hash"]
-_EXAMPLES = 3
 
 
 def prune(place: "str | Location", *, collection: str | None = None, dry_run: bool = False) -> list[str]:
@@ -69,31 +67,6 @@ def prune(place: "str | Location", *, collection: str | None = None, dry_run: bo
 
 
 @dataclass(frozen=True, slots=True)
-class ForgottenTrack:
-    """What is erased of one track.
-
-    Parameters
-    ----------
-    track_id
-        As it was asked for.
-    other_names
-        Other identifiers that the erased rows had at some time.
-    chunks
-        How many are erased, of all versions of its file.
-    parts
-        In which they lie.
-    copies
-        Tracks of the same content, not asked for, which stay.
-    """
-
-    track_id: str
-    other_names: tuple[str, ...]
-    chunks: int
-    parts: tuple[str, ...]
-    copies: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Forgotten:
     """What ``mirstore forget`` did: of each track, and how many chunks of how many parts in all."""
 
@@ -130,7 +103,7 @@ def forget(place: "str | Location", track_ids: Sequence[str], *, dry_run: bool =
         what is left, once the shard is mended.
     """
     with writable_index(place, "mirstore forget") as index:
-        past = _Past(index, set(track_ids))
+        past = TracksEver(index, _history(index), set(track_ids))
         past.check()
         found = [past.of(name) for name in sorted(past.wanted)]
         if not dry_run:
@@ -169,10 +142,9 @@ def allow(place: "str | Location", track_ids: Sequence[str]) -> None:
             if name_hash(name) not in blocked and name not in set(copies["track_id"]):
                 raise UnknownNameError(f"{name!r} was not forgotten in {index.location}.")
         names = {name_hash(name) for name in track_ids}
-        contents = set(copies.loc[copies["part"].isna(), "content_hash"])
-        for uri in copies.loc[
-            copies["part"].notna(), "uri"
-        ]:  # the row has the hash of what its features are of
+        has_features = copies["part"].notna()
+        contents = set(copies.loc[~has_features, "content_hash"])
+        for uri in copies.loc[has_features, "uri"]:  # the row has the hash of what these are of
             with suppress(OSError, AudioError):
                 contents.add(content_hash(uri))
         for erasure in recorded:
@@ -192,91 +164,6 @@ def allow(place: "str | Location", track_ids: Sequence[str]) -> None:
                 allowed.write(index.location)
 
 
-class _Past:
-    """All rows that some tracks have, or had under this or another name, in any snapshot."""
-
-    def __init__(self, index: Index, wanted: set[str]) -> None:
-        self.index, self.wanted = index, wanted
-        self.now = index.tracks(_PAST)
-        history = _history(index)
-        # Of a million tracks only a few are looked at.
-        self.history = history[history["track_id"].isin(_names_ever(history, wanted))]
-        self.spans_of: Mapping[str, set[tuple[str, int]]] = defaultdict(set)
-        self.names_of: Mapping[tuple[str, int], set[str]] = defaultdict(set)
-        for name, span in zip(self.history["track_id"], self.history["span"], strict=True):
-            self.spans_of[name].add(span)
-            self.names_of[span].add(name)
-        others = self.now[~self.now["track_id"].isin(wanted) & self.now["part"].notna()]
-        kept = set(zip(others["part"], others["row_start"], strict=True))
-        erased = self.history[~self.history["span"].isin(kept)]
-        self.lengths = dict(zip(erased["span"], erased["n_chunks"].astype(int), strict=True))
-        self.hashes: Mapping[tuple[str, int], set[str]] = defaultdict(set)
-        known = erased[erased["content_hash"].notna()]
-        for span, content in zip(known["span"], known["content_hash"], strict=True):
-            self.hashes[span].add(content)
-        known = self.now[self.now["track_id"].isin(wanted) & self.now["content_hash"].notna()]
-        self.own_hash = dict(zip(known["track_id"], known["content_hash"], strict=True))
-        contents = {content for name in wanted for content in self.contents(name)}
-        copies = others[others["content_hash"].isin(contents)]
-        self.copies: Mapping[str, set[str]] = defaultdict(set)
-        for name, content in zip(copies["track_id"], copies["content_hash"], strict=True):
-            self.copies[content].add(name)
-
-    def check(self) -> None:
-        """Raise `UnknownNameError` where one of the tracks is not there, nor was."""
-        known = set(self.now["track_id"])
-        unknown, hint = [], ""
-        for name in sorted(self.wanted - known):  # one that was pruned is in the past only
-            now = sorted(known & self.names(name))
-            if now or name not in self.spans_of:
-                unknown.append(name)
-                hint = hint or (f" {name!r} is {now[0]!r} now." if now else did_you_mean(name, known))
-        if unknown:
-            more = f" and {len(unknown) - _EXAMPLES:,} more" if len(unknown) > _EXAMPLES else ""
-            named = ", ".join(map(repr, unknown[:_EXAMPLES]))
-            raise UnknownNameError(
-                f"{self.index.location} has no track {named}{more}.{hint} Nothing was forgotten."
-            )
-
-    def names(self, track_id: str) -> set[str]:
-        """Return the track and the other names of its: a moved track had the same rows under another name."""
-        names, new = {track_id}, [track_id]
-        while new:
-            spans = self.spans_of.get(new.pop(), ())
-            found = {name for span in spans for name in self.names_of[span]} - names
-            names |= found
-            new += found
-        return names
-
-    def own_spans(self, track_id: str) -> set[tuple[str, int]]:
-        """Return part and first row of all that is erased with a track."""
-        found = {span for name in self.names(track_id) for span in self.spans_of.get(name, ())}
-        return found & self.lengths.keys()
-
-    def contents(self, track_id: str) -> set[str]:
-        """Return the SHA-256 of all that its file was."""
-        own = {self.own_hash[track_id]} if track_id in self.own_hash else set()
-        return own.union(*(self.hashes[span] for span in self.own_spans(track_id)))
-
-    def of(self, track_id: str) -> ForgottenTrack:
-        """Return what is erased of a track."""
-        spans = self.own_spans(track_id)
-        names = {name for span in spans for name in self.names_of[span]} - {track_id}
-        copies = {name for content in self.contents(track_id) for name in self.copies.get(content, ())}
-        return ForgottenTrack(
-            track_id,
-            tuple(sorted(names)),
-            sum(self.lengths[span] for span in spans),
-            tuple(sorted({part for part, _ in spans})),
-            tuple(sorted(copies)),
-        )
-
-    @property
-    def spans(self) -> list[Span]:
-        """All rows to erase."""
-        return [Span(str(part), int(start), count) for (part, start), count in self.lengths.items()]
-
-
 def _history(index: Index) -> pd.DataFrame:
     """Return all rows that tracks had, in any snapshot, but for those that were erased."""
     history = pd.concat([rows for rows in _tables_ever(index) if len(rows)] or [index.tracks(_PAST)])
@@ -287,17 +174,6 @@ def _history(index: Index) -> pd.DataFrame:
     spans = list(zip(history["part"], history["row_start"], strict=True))
     history = history.assign(span=spans)
     return history[np.array([span not in erased for span in spans], dtype=bool)]
-
-
-def _names_ever(history: pd.DataFrame, track_ids: set[str]) -> set[str]:
-    """Return tracks and the other names of theirs."""
-    names = set(track_ids)
-    while True:
-        found = history[history["track_id"].isin(names)]
-        aliases = set(history.loc[history["span"].isin(set(found["span"])), "track_id"])
-        if aliases <= names:
-            return names
-        names |= aliases
 
 
 def _tables_ever(index: Index) -> Iterator[pd.DataFrame]:
