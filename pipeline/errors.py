@@ -18,7 +18,8 @@ class AudioError(MirstoreError):
     uri
         The file.
     stage
-        Where it failed: ``fetch`` (from another machine), ``open``, ``decode``, ``feature`` or ``worker``.
+        Where it failed: ``fetch`` (from another machine), ``forgotten`` (not to be decoded), ``open``,
+        ``decode``, ``feature`` or ``worker``.
     reason
         One line.
     """

@@ -19,8 +19,9 @@ from pipeline.store.chunk_table import shared_dims
 from pipeline.store.reading import FeatureStore
 from pipeline.store.stored_feature import StoredFeature
 
-MANIFEST = "manifest.json"
-TRACKS = "tracks.csv"
+# Readers of Parquet take a whole folder, but for names that begin so.
+MANIFEST = "_manifest.json"
+TRACKS = "_tracks.csv"
 # Where a track lies in the store and on the disk of whoever exports.
 _INTERNAL = ("uri", "mtime_ns", "part", "row_start")
 
@@ -61,8 +62,8 @@ def export(
 ) -> ExportReport:
     """Write features of the store's tracks to a new folder, a track at a time.
 
-    Values are float32, audio with full scale 1. ``tracks.csv`` has the tracks with their labels;
-    ``manifest.json``, written last, says what everything is, with a SHA-256 of each file.
+    Values are float32, audio with full scale 1. ``_tracks.csv`` has the tracks with their labels;
+    ``_manifest.json``, written last, says what everything is, with a SHA-256 of each file.
 
     Parameters
     ----------
@@ -73,7 +74,8 @@ def export(
     features
         Names, as for indexing the store. Tracks that lack one are left out.
     format
-        ``npz``: a file a track; ``parquet``: a row a chunk; ``zarr``: one group.
+        ``npz``: a file a track; ``parquet``: a row a chunk, for ``pandas.read_parquet(folder)``; ``zarr``: one
+        group, for ``xarray.open_zarr(folder)``.
     on_progress
         Called after each track.
 

@@ -154,15 +154,13 @@ class ParquetFiles(Exporter):
 
 
 class ZarrGroup(Exporter):
-    """One Zarr v3 group, ``features.zarr``: an array a feature over `chunk`, in the order of tracks."""
-
-    NAME = "features.zarr"
+    """One Zarr v3 group, the folder itself: an array a feature over `chunk`, in the order of tracks."""
 
     def __init__(self, folder: Path, features: Mapping[str, StoredFeature], n_chunks: int) -> None:
         import zarr
 
         super().__init__(folder, features, n_chunks)
-        self._group = zarr.create_group(folder / self.NAME)
+        self._group = zarr.create_group(folder)
         self._arrays: dict[str, Any] = {}
         self._pending: dict[str, list[NDArray[np.float32]]] = {name: [] for name in features}
         self._written = dict.fromkeys(features, 0)
@@ -200,7 +198,7 @@ class ZarrGroup(Exporter):
         for name, array in values.items():
             self._pending[name].append(array)
             self._write(name, self._arrays[name].chunks[0])
-        return self.NAME, first
+        return ".", first
 
     def _write(self, name: str, multiple: int) -> None:
         """Write what is pending up to a multiple of rows: whole Zarr chunks, each once."""
@@ -241,7 +239,7 @@ class ZarrGroup(Exporter):
         with warnings.catch_warnings():
             # xarray looks for it first; every reader of Zarr v3 may ignore it.
             warnings.filterwarnings("ignore", message="Consolidated metadata", category=UserWarning)
-            zarr.consolidate_metadata(self.folder / self.NAME)
+            zarr.consolidate_metadata(self.folder)
 
 
 FORMATS: dict[str, type[Exporter]] = {"npz": NumpyFiles, "parquet": ParquetFiles, "zarr": ZarrGroup}

@@ -29,7 +29,7 @@ from pipeline.planning import INDEXED_COLUMNS, Action, Plan, files_to_hash, plan
 from pipeline.remote_files import content_hash
 from pipeline.reports import ExtractReport, Progress
 from pipeline.run import Run
-from pipeline.store.erasures import blocked_hashes, name_hash
+from pipeline.store.erasures import blocked_contents, blocked_hashes, name_hash
 from pipeline.store.index import Index
 from pipeline.store.lineage import command_line, provenance
 from pipeline.store.location import location_of
@@ -117,6 +117,7 @@ def _planned(
         features,
         collections=list(collections or catalog.collections),
         hashes=hashes,
+        forgotten=blocked_contents(index.location) if index else (),
         retry_failed=retry_failed,
     )
     gone = todo.of(Action.MARK_GONE)

@@ -6,6 +6,7 @@ import resource
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from pipeline.decoding import AudioStream, open_audio
 from pipeline.definitions import Feature
 from pipeline.errors import AudioError, StoreDamagedError, StoreError
 from pipeline.remote_files import local_copy
+from pipeline.store.erasures import FORGOTTEN, blocked_contents
 from pipeline.store.lineage import library_versions
 from pipeline.store.location import FORMAT_FILE, Location
 from pipeline.store.parts import PartWriter, part_tracks
@@ -26,6 +28,7 @@ from pipeline.store.shards import new_metadata
 from pipeline.urls import is_url
 
 ROWS_PER_READ = 8
+_REFUSAL = "the content of a track that was forgotten; `mirstore forget --allow` lets it be extracted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,7 @@ def _extract(job: ExtractJob) -> JobResult:
     started = time.perf_counter()
     writing: dict[str, float] = defaultdict(float)
     grid = job.features[0].grid
+    forgotten = blocked_contents(job.store)
     with PartWriter(job.store, job.features, computed_with(job.features)) as part:
 
         def store_row(feature: str, row: NDArray[np.generic]) -> None:
@@ -115,7 +119,7 @@ def _extract(job: ExtractJob) -> JobResult:
             writing["write"] += time.perf_counter() - begun
 
         chain = FeatureChain(job.features, store_row)
-        rows = [_extract_track(track, part, chain, grid) for track in job.tracks]
+        rows = [_extract_track(track, part, chain, grid, forgotten) for track in job.tracks]
         begun = time.perf_counter()
         arrays: list[ArrayRow] = []
         if part.n_rows:
@@ -134,7 +138,9 @@ def _result(
     return JobResult(tuple(arrays), tuple(tracks), shares, peak, os.getpid())
 
 
-def _extract_track(track: TrackRow, part: PartWriter, chain: FeatureChain, grid: Grid) -> TrackRow:
+def _extract_track(
+    track: TrackRow, part: PartWriter, chain: FeatureChain, grid: Grid, forgotten: AbstractSet[str]
+) -> TrackRow:
     """Decode one file into the part and return its row, failed or not."""
     first_row = part.n_rows
     n_samples, peak = 0, 0.0
@@ -144,6 +150,8 @@ def _extract_track(track: TrackRow, part: PartWriter, chain: FeatureChain, grid:
         with local_copy(track.uri) as (path, content_hash):
             chain.seconds["fetch" if is_url(track.uri) else "hash"] += time.perf_counter() - begun
             track = replace(track, content_hash=content_hash)
+            if content_hash in forgotten:
+                raise AudioError(track.uri, FORGOTTEN, _REFUSAL)
             with open_audio(path, sample_rate=grid.sample_rate) as stream:
                 counted = _CountedBlocks(stream)
                 for chunk, filled in chunks(counted, grid):

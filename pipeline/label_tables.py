@@ -2,17 +2,19 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, time
 from decimal import Decimal
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from pipeline.errors import CatalogError, did_you_mean
+from pipeline.label_kinds import first_of_each_kind
 from pipeline.manifests import check_names, header_rows, read_table, with_text
 
 KEYS = ("track_id", "path", "content_hash")
@@ -46,7 +48,9 @@ class LabelTable:
     findings: list[Finding]
 
 
-def label_table(table: "pd.DataFrame | str | PathLike[str]", by: str | None = None) -> LabelTable:
+def label_table(
+    table: "pd.DataFrame | str | PathLike[str]", by: str | None = None, *, text: Sequence[str] = ()
+) -> LabelTable:
     """Read a table of labels.
 
     Parameters
@@ -55,6 +59,8 @@ def label_table(table: "pd.DataFrame | str | PathLike[str]", by: str | None = No
         A frame, or a CSV or Parquet file.
     by
         The column that names the tracks; found out where only one of `KEYS` is there.
+    text
+        Columns of a CSV that are text whatever they look like; types of the others are found out.
 
     Raises
     ------
@@ -65,7 +71,7 @@ def label_table(table: "pd.DataFrame | str | PathLike[str]", by: str | None = No
         source, first_row, columns = "labels", 0, _arrow(table)
     else:
         file = Path(fspath(table))
-        source, first_row, columns = str(file), 1 + header_rows(file), read_table(file, text=KEYS)
+        source, first_row, columns = str(file), 1 + header_rows(file), read_table(file, text=[*KEYS, *text])
     names = columns.column_names
     by = _key(names, by, source)
     columns = with_text(columns, by, source)
@@ -88,10 +94,27 @@ def label_table(table: "pd.DataFrame | str | PathLike[str]", by: str | None = No
     return LabelTable(source, by, [key or "" for key in columns[by].to_pylist()], labels, first_row, findings)
 
 
+def with_text_labels(given: LabelTable, table: "str | PathLike[str]", names: Sequence[str]) -> LabelTable:
+    """Return a CSV's labels, those of some names as the text that they are in the file."""
+    texts = label_table(table, given.by, text=names).labels
+    chosen = set(names)
+    labels = [
+        {name: text[name] if name in chosen else value for name, value in row.items()}
+        for row, text in zip(given.labels, texts, strict=True)
+    ]
+    kept = Finding.of("columns kept as text, which these labels are of other tracks", names)
+    return replace(given, labels=labels, findings=[*given.findings, kept])
+
+
 def _arrow(frame: pd.DataFrame) -> pa.Table:
     if frame.index.name in KEYS and frame.index.name not in frame.columns:
         frame = frame.reset_index()
     check_names([str(name) for name in frame.columns], "labels")
+    for name in frame.columns:
+        kinds = first_of_each_kind(frame[name]) if frame[name].dtype == np.dtype(object) else {}
+        if len(kinds) > 1:
+            found = [f"{kind} in row {row} ({value!r})" for kind, (row, value) in kinds.items()]
+            raise CatalogError(f"labels: the column {name!r} holds {' and '.join(found)}. Give it one type.")
     try:
         return pa.Table.from_pandas(frame, preserve_index=False)
     except (pa.ArrowException, TypeError) as error:

@@ -3,16 +3,19 @@
 import json
 import posixpath
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from os import PathLike
+from os import PathLike, fspath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import pandas as pd
 
 from pipeline.errors import CatalogError, UnknownNameError, did_you_mean
-from pipeline.label_tables import Finding, LabelTable, label_table
+from pipeline.label_kinds import TEXT, Clash, clashes
+from pipeline.label_tables import Finding, LabelTable, label_table, with_text_labels
+from pipeline.manifests import header_rows
 from pipeline.store.index import Index, writable_index
 from pipeline.store.lineage import command_line, provenance
 from pipeline.store.reading import LABEL_COLUMNS, FeatureStore, label_column
@@ -85,7 +88,8 @@ def add_labels(
         A store, or a catalog.
     table
         A frame, or a CSV (UTF-8, comma, with a header) or Parquet file. One column names the tracks, the
-        others are labels: text, numbers, booleans, dates (kept as ISO text) or lists of these.
+        others are labels: text, numbers, booleans, dates (kept as ISO text) or lists of these. A column of a
+        CSV that looks like numbers is text where the label is text of other tracks.
     by
         Which column names the tracks; found out where only one of them is there. ``track_id``; ``path``:
         absolute, or below the collection; ``content_hash``: SHA-256 of the file, all tracks of that content.
@@ -99,18 +103,18 @@ def add_labels(
     Raises
     ------
     CatalogError
-        If the table cannot be read, names no track, or has two rows of one track that differ; nothing is
-        written then.
+        If the table cannot be read, names no track, has two rows of one track that differ, or a label would be
+        of several types: text of some tracks and numbers of others; nothing is written then.
     StoreLockedError
         If another command is writing to the store.
     """
     given = label_table(table, by)
     location = FeatureStore(place).location
     if dry_run:
-        return _merged(Index(location), given)[1]
+        return _merged(Index(location), given, table)[1]
     command = command_line("labels add")
     with writable_index(location, command) as index:
-        rows, report = _merged(index, given)
+        rows, report = _merged(index, given, table)
         if not rows:
             return report
         index.commit(updated=rows, provenance=provenance(command))
@@ -205,10 +209,20 @@ def _relabelled(
     return track_rows(tracks.iloc[list(numbers)].assign(added_labels=texts))
 
 
-def _merged(index: Index, given: LabelTable) -> tuple[list[TrackRow], LabelReport]:
+def _merged(
+    index: Index, given: LabelTable, table: "pd.DataFrame | str | PathLike[str]"
+) -> tuple[list[TrackRow], LabelReport]:
     """Return the rows that change, and the report."""
     tracks = index.tracks()
     wanted, findings = _matched(tracks, given)
+    found = _clashes(tracks, given, wanted)
+    as_text = [clash.name for clash in found if clash.other_kind == TEXT]
+    if as_text and not isinstance(table, pd.DataFrame) and header_rows(Path(fspath(table))):
+        given = with_text_labels(given, table, as_text)
+        wanted, findings = _matched(tracks, given)
+        found = _clashes(tracks, given, wanted)
+    if found:
+        raise CatalogError("\n".join(_told(clash, given) for clash in found))
     names = list(dict.fromkeys(name for labels in given.labels for name in labels))
     before = [_parsed(text) for text in tracks["added_labels"]]
     after = {number: {**before[number], **given.labels[row]} for number, row in wanted.items()}
@@ -228,6 +242,38 @@ def _merged(index: Index, given: LabelTable) -> tuple[list[TrackRow], LabelRepor
     rows = _relabelled(tracks, changed, [after[number] for number in changed])
     return rows, LabelReport(
         given.by, len(given.keys), tuple(names), len(wanted), len(changed), tuple(findings)
+    )
+
+
+def _clashes(tracks: pd.DataFrame, given: LabelTable, wanted: Mapping[int, int]) -> list[Clash]:
+    """Return where labels would be of several kinds, as the columns of ``store.tracks`` have them."""
+    names = {name for row in wanted.values() for name in given.labels[row]}
+    marks = [_encode(name) for name in names]
+
+    def parsed(column: str) -> Iterator[dict[str, Any]]:
+        for text in tracks[column]:
+            looked_at = isinstance(text, str) and any(mark in text for mark in marks)
+            yield _parsed(text) if looked_at else {}
+
+    return clashes(
+        given.labels,
+        [wanted.get(number) for number in range(len(tracks))],
+        tracks["track_id"],
+        {SOURCES[column]: parsed(column) for column in reversed(LABEL_COLUMNS)},
+    )
+
+
+def _told(clash: Clash, given: LabelTable) -> str:
+    others = f" and {clash.count - 1:,} more" if clash.count > 1 else ""
+    return (
+        f"{given.source}: row {clash.row + given.first_row}: {clash.name!r} is {clash.kind} ({clash.value!r}), but "
+        f"{clash.other_kind} of {clash.track_id} ({clash.other_value!r}, {clash.source})"
+        f"{others}. "
+        + (
+            f"Give one type, or run `mirstore labels remove {clash.name}` first."
+            if clash.source == SOURCES["added_labels"]
+            else "Give the same type, or another name."
+        )
     )
 
 

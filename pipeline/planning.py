@@ -4,7 +4,7 @@ No file is opened here. The few whose content must be known first (a changed mod
 new name for a file that has gone) are named by `files_to_hash`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from features.framing import Grid
 from pipeline.definitions import Feature
+from pipeline.store.erasures import FORGOTTEN
 
 # Stages of failures in which not all of a file was read: what the index knew of it before still holds.
 UNREAD = ("scan", "fetch")
@@ -130,7 +131,10 @@ def files_to_hash(scanned: pd.DataFrame, indexed: pd.DataFrame) -> list[str]:
     touched = both[(both["size"] == both["size_known"]) & (both["mtime_ns"] != both["mtime_ns_known"])]
     gone = known[~_among(known["track_id"], scanned["track_id"])]
     new = scanned[~_among(scanned["track_id"], indexed["track_id"]) & scanned["size"].isin(gone["size"])]
-    return [*touched["uri"], *new["uri"]]
+    # With features, the row has the hash of what they are of.
+    refused = indexed.loc[indexed["stage"].eq(FORGOTTEN) & indexed["part"].notna(), "track_id"]
+    unsure = scanned[_among(scanned["track_id"], refused)]
+    return list(dict.fromkeys([*touched["uri"], *new["uri"], *unsure["uri"]]))
 
 
 def _among(names: pd.Series, others: pd.Series) -> NDArray[np.bool_]:
@@ -149,6 +153,7 @@ def plan(
     *,
     collections: Sequence[str],
     hashes: Mapping[str, str] | None = None,
+    forgotten: Collection[str] = (),
     retry_failed: bool = False,
 ) -> Plan:
     """Compare what is there with what the store has.
@@ -165,6 +170,8 @@ def plan(
         Collections that were scanned: tracks of others are left alone.
     hashes
         SHA-256 by uri of the files that `files_to_hash` named.
+    forgotten
+        SHA-256 of files that no job decodes.
     retry_failed
         Try files again that failed and have not changed since.
 
@@ -211,6 +218,11 @@ def plan(
         "the file is back",
     )
     decide(failed & ~same_content, Action.EXTRACT, "failed before, the file has changed")
+    refused = failed & seen["stage"].eq(FORGOTTEN)
+    if refused.any():
+        held = seen["content_hash"].where(seen["part"].isna(), content)
+        decide(refused & held.isin(list(forgotten)), Action.SKIP, "the content of a forgotten track")
+        decide(refused, Action.EXTRACT, "the content of a forgotten track, allowed again")
     decide(failed & seen["stage"].isin(UNREAD), Action.EXTRACT, "could not be opened before")
     if retry_failed:
         decide(failed, Action.EXTRACT, "failed before, retried on request")
@@ -219,6 +231,9 @@ def plan(
     decide(seen["part"].isna(), Action.EXTRACT, "has no features")
     lacks_audio = np.array([audio.name in names for names in lacking], dtype=bool)
     decide(lacks_audio, Action.EXTRACT, f"no {audio.array_name}")
+    # Its features may be of what the file was before it failed.
+    broken = status.eq("gone") & seen["stage"].notna() & ~seen["stage"].isin(UNREAD)
+    decide(broken, Action.EXTRACT, "failed before the file went")
     decide(status.eq("gone"), Action.UPDATE, "back in its collection")
     decide(~same_time, Action.UPDATE, "touched, same content")
     decide(seen["uri"].ne(seen["uri_old"]), Action.UPDATE, "its folder has another place")

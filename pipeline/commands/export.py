@@ -45,8 +45,9 @@ def export(
 ) -> None:
     """Write features and labels as NumPy files, Parquet or Zarr.
 
-    Values are float32. manifest.json, written last, says what everything is; a track that cannot be read is
-    named there, the rest is exported, and the exit code is 1.
+    Values are float32. `pandas.read_parquet` and `xarray.open_zarr` take the whole folder. _manifest.json,
+    written last, says what everything is; a track that cannot be read is named there, the rest is exported, and
+    the exit code is 1.
     """
     from pipeline.export import export as run_export
     from pipeline.store.reading import FeatureStore

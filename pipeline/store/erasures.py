@@ -1,19 +1,21 @@
 """What was forgotten for good: which rows of which parts, so that not even the past shows them.
 
     <store>/erased/<id>.json     {"spans": [{"part", "row_start", "n_chunks"}], "blocked": [...],
-                                  "track_ids": [...], "done": bool}
+                                  "contents": {...}, "track_ids": [...], "done": bool}
 
 The file is written before anything else happens, and it is done when the rows are gone from the index and
 from the shards; a kill in between leaves it for the next command that writes. Then the names go from it too,
-and what stays of them are hashes, by which the next extraction leaves their files alone.
+and what stays of them are hashes, by which the next extraction leaves their files alone: `blocked` of the
+names, and `contents`, by the hash of the name, of the files, for copies under other names. Many done files
+become one.
 """
 
 import hashlib
 import json
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pipeline.errors import StoreDamagedError
@@ -26,6 +28,11 @@ if TYPE_CHECKING:
     from pipeline.store.index import Index
 
 ERASED = "erased"
+# Stage of failure of a file that has the content of a forgotten track.
+FORGOTTEN = "forgotten"
+# Every plan and every reader reads all files.
+DONE_FILES_KEPT = 8
+_LISTINGS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +46,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Erasure:
-    """One call of ``mirstore forget``.
+    """One call of ``mirstore forget``, or several that are done.
 
     Parameters
     ----------
@@ -49,6 +56,9 @@ class Erasure:
         Rows to erase.
     blocked
         Hashes of the identifiers of tracks that are not to be extracted again.
+    contents
+        SHA-256 of files that are not to be extracted again, by the hash of the identifier they were forgotten
+        under.
     track_ids
         Tracks to remove from the index; emptied when it is done.
     done
@@ -58,6 +68,7 @@ class Erasure:
     key: str
     spans: tuple[Span, ...]
     blocked: tuple[str, ...]
+    contents: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     track_ids: tuple[str, ...] = ()
     done: bool = False
 
@@ -66,16 +77,34 @@ class Erasure:
         content = {
             "spans": [asdict(span) for span in self.spans],
             "blocked": list(self.blocked),
+            "contents": dict(self.contents),
             "track_ids": list(self.track_ids),
             "done": self.done,
         }
         location.write(self.key, json.dumps(content).encode())
 
 
-def new_erasure(spans: Iterable[Span], track_ids: Sequence[str]) -> Erasure:
-    """Return an erasure that is still to be done."""
-    key = f"{ERASED}/{uuid.uuid4().hex}.json"
-    return Erasure(key, tuple(spans), tuple(name_hash(name) for name in track_ids), tuple(track_ids))
+def new_erasure(spans: Iterable[Span], contents: Mapping[str, Iterable[str]]) -> Erasure:
+    """Return an erasure that is still to be done.
+
+    Parameters
+    ----------
+    spans
+        Rows to erase.
+    contents
+        SHA-256 of the files of each track that is to be forgotten.
+    """
+    return Erasure(
+        _new_key(),
+        tuple(spans),
+        tuple(name_hash(name) for name in contents),
+        {name_hash(name): tuple(sorted(set(hashes))) for name, hashes in contents.items()},
+        tuple(contents),
+    )
+
+
+def _new_key() -> str:
+    return f"{ERASED}/{uuid.uuid4().hex}.json"
 
 
 def name_hash(track_id: str) -> str:
@@ -91,21 +120,32 @@ def erasures(location: Location) -> list[Erasure]:
     StoreDamagedError
         If the file of one cannot be understood.
     """
-    found = []
-    for name in location.names(ERASED):
-        if name.startswith("."):
-            continue
-        key = f"{ERASED}/{name}"
+    missing = ""
+    for _ in range(_LISTINGS):
+        keys = [f"{ERASED}/{name}" for name in location.names(ERASED) if not name.startswith(".")]
         try:
-            content = json.loads(location.read(key))
-            spans = tuple(Span(**span) for span in content["spans"])
-            blocked, track_ids = tuple(content["blocked"]), tuple(content["track_ids"])
-            found.append(Erasure(key, spans, blocked, track_ids, bool(content["done"])))
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreDamagedError(
-                f"{location}/{key}: not an erasure ({error}). Restore it from a backup."
-            ) from error
-    return found
+            return [_erasure(location, key) for key in keys]
+        except FileNotFoundError as error:
+            missing = str(error)  # merged into one that this listing may lack
+    raise StoreDamagedError(f"{location}/{ERASED}: a file is listed, but not there ({missing}).")
+
+
+def _erasure(location: Location, key: str) -> Erasure:
+    try:
+        content = json.loads(location.read(key))
+        return Erasure(
+            key,
+            tuple(Span(**span) for span in content["spans"]),
+            tuple(content["blocked"]),
+            # Stores of earlier versions blocked by name only.
+            {name: tuple(hashes) for name, hashes in content.get("contents", {}).items()},
+            tuple(content["track_ids"]),
+            bool(content["done"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreDamagedError(
+            f"{location}/{key}: not an erasure ({error}). Restore it from a backup."
+        ) from error
 
 
 def erased_spans(location: Location) -> set[tuple[str, int]]:
@@ -116,6 +156,13 @@ def erased_spans(location: Location) -> set[tuple[str, int]]:
 def blocked_hashes(location: Location) -> set[str]:
     """Return the hashes of the identifiers of all forgotten tracks."""
     return {name for erasure in erasures(location) for name in erasure.blocked}
+
+
+def blocked_contents(location: Location) -> set[str]:
+    """Return the SHA-256 of the files of all forgotten tracks."""
+    return {
+        content for erasure in erasures(location) for found in erasure.contents.values() for content in found
+    }
 
 
 def complete_erasures(index: "Index") -> None:
@@ -130,8 +177,29 @@ def complete_erasures(index: "Index") -> None:
     for erasure in erasures(index.location):
         if not erasure.done:
             damage += _complete(index, erasure)
+    _merge_done(index.location)
     if damage:
         raise damage[0]
+
+
+def _merge_done(location: Location) -> None:
+    """Make one file of those that are done, when there are many; a kill leaves at worst the same thing twice."""
+    done = [erasure for erasure in erasures(location) if erasure.done]
+    if len(done) <= DONE_FILES_KEPT:
+        return
+    contents: dict[str, set[str]] = defaultdict(set)
+    for erasure in done:
+        for name, hashes in erasure.contents.items():
+            contents[name].update(hashes)
+    Erasure(
+        _new_key(),
+        tuple(dict.fromkeys(span for erasure in done for span in erasure.spans)),
+        tuple(dict.fromkeys(name for erasure in done for name in erasure.blocked)),
+        {name: tuple(sorted(hashes)) for name, hashes in contents.items()},
+        done=True,
+    ).write(location)
+    for erasure in done:
+        location.delete(erasure.key)
 
 
 def _complete(index: "Index", erasure: Erasure) -> list[StoreDamagedError]:

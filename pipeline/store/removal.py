@@ -8,16 +8,26 @@ import numpy as np
 import pandas as pd
 from pyarrow import parquet
 
-from pipeline.errors import StoreDamagedError, StoreError, UnknownNameError, did_you_mean
-from pipeline.store.erasures import Span, complete_erasures, erased_spans, erasures, name_hash, new_erasure
+from pipeline.errors import AudioError, StoreDamagedError, StoreError, UnknownNameError, did_you_mean
+from pipeline.remote_files import content_hash
+from pipeline.store.erasures import (
+    FORGOTTEN,
+    complete_erasures,
+    erased_spans,
+    erasures,
+    name_hash,
+    new_erasure,
+)
 from pipeline.store.index import Index, writable_index
 from pipeline.store.lineage import command_line, provenance
 from pipeline.store.location import Location
 from pipeline.store.parts import part_group
 from pipeline.store.reading import check_collection
+from pipeline.store.tracks_ever import ForgottenTrack, TracksEver
 from pipeline.store.versions import models_by_feature
 
 _SPAN = ["track_id", "part", "row_start", "n_chunks"]
+_PAST = [*_SPAN, "content_hash"]
 
 
 def prune(
@@ -90,18 +100,18 @@ def _refusal(rows: pd.DataFrame) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Forgotten:
-    """What ``mirstore forget`` did: identifiers, and how many chunks of how many parts were erased."""
+    """What ``mirstore forget`` did: of each track, and how many chunks of how many parts in all."""
 
-    track_ids: tuple[str, ...]
+    tracks: tuple[ForgottenTrack, ...]
     chunks: int
     parts: int
 
 
-def forget(place: "str | Location", track_ids: Sequence[str]) -> Forgotten:
+def forget(place: "str | Location", track_ids: Sequence[str], *, dry_run: bool = False) -> Forgotten:
     """Delete tracks for good: their rows in every part, in every snapshot.
 
-    The next extraction leaves their files alone, until `allow` is called. Their names and labels stay in the
-    tables of older snapshots until ``mirstore gc`` removes these.
+    The next extraction leaves their files alone, and copies of them under any name, until `allow` is called.
+    Their names and labels stay in the tables of older snapshots until ``mirstore gc`` removes these.
 
     Parameters
     ----------
@@ -109,6 +119,12 @@ def forget(place: "str | Location", track_ids: Sequence[str]) -> Forgotten:
         Of the store.
     track_ids
         Identifiers.
+    dry_run
+        Only report.
+
+    Returns
+    -------
+    Forgotten
 
     Raises
     ------
@@ -119,27 +135,30 @@ def forget(place: "str | Location", track_ids: Sequence[str]) -> Forgotten:
         what is left, once the shard is mended.
     """
     with writable_index(place, "mirstore forget") as index:
-        history = _history(index)
-        known = set(index.tracks(["track_id"])["track_id"])
-        for name in sorted(set(track_ids) - known):  # one that was pruned is in the past only
-            now = sorted(known & _names_ever(history, {name}))
-            if now or not history["track_id"].eq(name).any():
-                hint = f" It is {now[0]!r} now." if now else did_you_mean(name, known)
-                raise UnknownNameError(
-                    f"{index.location} has no track {name!r}.{hint} Nothing was forgotten."
-                )
-        spans = _spans_ever(index, history, set(track_ids))
-        new_erasure(spans, sorted(set(track_ids))).write(index.location)
-        complete_erasures(index)
+        past = TracksEver(index, _history(index), set(track_ids))
+        past.check()
+        found = [past.of(name) for name in sorted(past.wanted)]
+        if not dry_run:
+            new_erasure(past.spans, {name: past.contents(name) for name in sorted(past.wanted)}).write(
+                index.location
+            )
+            complete_erasures(index)
     return Forgotten(
-        tuple(sorted(set(track_ids))),
-        sum(span.n_chunks for span in spans),
-        len({span.part for span in spans}),
+        tuple(found),
+        sum(span.n_chunks for span in past.spans),
+        len({span.part for span in past.spans}),
     )
 
 
 def allow(place: "str | Location", track_ids: Sequence[str]) -> None:
-    """Let the next extraction take forgotten tracks again, as new ones.
+    """Let the next extraction take forgotten tracks again, as new ones, and copies of them.
+
+    Parameters
+    ----------
+    place
+        Of the store.
+    track_ids
+        Identifiers, of tracks that were forgotten or of files that are left alone as copies of one.
 
     Raises
     ------
@@ -148,48 +167,45 @@ def allow(place: "str | Location", track_ids: Sequence[str]) -> None:
     """
     with writable_index(place, "mirstore forget --allow") as index:
         recorded = erasures(index.location)
+        rows = index.tracks(["track_id", "uri", "content_hash", "stage", "part"])
+        copies = rows[rows["track_id"].isin(list(track_ids)) & rows["stage"].eq(FORGOTTEN)]
+        blocked = {name for erasure in recorded for name in erasure.blocked}
         for name in track_ids:
-            if not any(name_hash(name) in erasure.blocked for erasure in recorded):
+            if name_hash(name) not in blocked and name not in set(copies["track_id"]):
                 raise UnknownNameError(f"{name!r} was not forgotten in {index.location}.")
-        hashes = {name_hash(name) for name in track_ids}
+        names = {name_hash(name) for name in track_ids}
+        has_features = copies["part"].notna()
+        contents = set(copies.loc[~has_features, "content_hash"])
+        for uri in copies.loc[has_features, "uri"]:  # the row has the hash of what these are of
+            with suppress(OSError, AudioError):
+                contents.add(content_hash(uri))
         for erasure in recorded:
-            blocked = tuple(name for name in erasure.blocked if name not in hashes)
-            if blocked != erasure.blocked:
-                replace(erasure, blocked=blocked).write(index.location)
+            contents.update(*(erasure.contents.get(name, ()) for name in names))
+        for erasure in recorded:
+            left = {
+                name: kept
+                for name, found in erasure.contents.items()
+                if (kept := tuple(content for content in found if content not in contents))
+            }
+            allowed = replace(
+                erasure,
+                blocked=tuple(name for name in erasure.blocked if name not in names),
+                contents=left,
+            )
+            if allowed != erasure:
+                allowed.write(index.location)
 
 
 def _history(index: Index) -> pd.DataFrame:
     """Return all rows that tracks had, in any snapshot, but for those that were erased."""
-    history = pd.concat([rows for rows in _tables_ever(index) if len(rows)] or [index.tracks(_SPAN)])
-    history = history[history["part"].notna()].drop_duplicates(["track_id", "part", "row_start"])
+    history = pd.concat([rows for rows in _tables_ever(index) if len(rows)] or [index.tracks(_PAST)])
+    history = history[history["part"].notna()].drop_duplicates(
+        ["track_id", "part", "row_start", "content_hash"]
+    )
     erased = erased_spans(index.location)
     spans = list(zip(history["part"], history["row_start"], strict=True))
     history = history.assign(span=spans)
     return history[np.array([span not in erased for span in spans], dtype=bool)]
-
-
-def _names_ever(history: pd.DataFrame, track_ids: set[str]) -> set[str]:
-    """Return tracks and the other names of theirs: a moved track had the same rows under another name."""
-    names = set(track_ids)
-    while True:
-        found = history[history["track_id"].isin(names)]
-        aliases = set(history.loc[history["span"].isin(set(found["span"])), "track_id"])
-        if aliases <= names:
-            return names
-        names |= aliases
-
-
-def _spans_ever(index: Index, history: pd.DataFrame, track_ids: set[str]) -> list[Span]:
-    """Return all rows that tracks have, or had under this or another name, in any snapshot."""
-    found = history[history["track_id"].isin(_names_ever(history, track_ids))]
-    others = index.tracks(_SPAN)
-    others = others[~others["track_id"].isin(track_ids) & others["part"].notna()]
-    kept = set(zip(others["part"], others["row_start"], strict=True))
-    found = found[~found["span"].isin(kept)].drop_duplicates(["part", "row_start"])
-    return [
-        Span(str(part), int(start), int(count))
-        for part, start, count in zip(found["part"], found["row_start"], found["n_chunks"], strict=True)
-    ]
 
 
 def _tables_ever(index: Index) -> Iterator[pd.DataFrame]:
@@ -198,17 +214,18 @@ def _tables_ever(index: Index) -> Iterator[pd.DataFrame]:
     Parts know of rows whose track was extracted again or failed halfway, after ``mirstore gc`` has removed
     the files of the table that did.
     """
-    yield index.tracks(_SPAN)
+    yield index.tracks(_PAST)
     for stored in index.location.walk("tracks"):
         if stored.key.endswith(".parquet") and "/_delta_log/" not in stored.key:
             with index.location.native_file(stored.key) as source:
-                rows = parquet.ParquetFile(source).read(columns=_SPAN)
+                rows = parquet.ParquetFile(source).read(columns=_PAST)
             yield rows.to_pandas()
     for part in sorted(set(index.arrays_since(index.format.oldest_snapshot)["part"])):
         with suppress(StoreDamagedError):
             described = part_group(index.location, part)["tracks"]
             rows = [(track["track_id"], part, track["row_start"], track["n_chunks"]) for track in described]
-            yield pd.DataFrame([row for row in rows if row[0] is not None], columns=_SPAN)
+            table = pd.DataFrame([row for row in rows if row[0] is not None], columns=_SPAN)
+            yield table.assign(content_hash=None)
 
 
 def drop(

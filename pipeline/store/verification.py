@@ -33,7 +33,7 @@ class VerifyReport:
         `part`, `array` (None for the part as a whole), `track_ids` (list: whose rows are concerned), `tracks`
         (how many these are) and `problem`, one line.
     tracks, parts, arrays, rows, bytes
-        How much was looked at; bytes as stored.
+        How much was looked at; tracks that have features, and bytes as stored, as ``mirstore status`` counts them.
     """
 
     problems: pd.DataFrame
@@ -114,7 +114,7 @@ def verify(
     )
     return VerifyReport(
         problems=table.astype({"tracks": int}),
-        tracks=len(tracks),
+        tracks=len(placed),
         parts=int(arrays["part"].nunique()),
         arrays=len(arrays),
         rows=int(arrays["rows"].sum()),

@@ -33,6 +33,7 @@ from pipeline.errors import (
 )
 from pipeline.store.bucket import Bucket
 from pipeline.store.compaction import compact
+from pipeline.store.erasures import DONE_FILES_KEPT, Erasure, Span, erased_spans
 from pipeline.store.folder import Folder
 from pipeline.store.garbage import collect_garbage
 from pipeline.store.index import Index
@@ -281,7 +282,13 @@ def test_new_version_from_the_cache_and_upkeep(remote: Any, url: str) -> None:
     both = remote.rows()
     assert both.items() > before.items()
     assert prune(url) == ["demo/song0.wav", "demo/song2.wav"]
+    for number in range(DONE_FILES_KEPT):
+        Erasure(
+            f"erased/{number:032x}.json", (Span("p", number, 1),), blocked=(f"{number}",), done=True
+        ).write(Bucket(url))
     forget(url, ["demo/song1.wav"])
+    assert len(Bucket(url).names("erased")) == 1
+    assert {("p", number) for number in range(DONE_FILES_KEPT)} < erased_spans(Bucket(url))
     report = compact(url, least_live=1.0)
     assert report.rewritten > 0
     gone = {"demo/song0.wav", "demo/song1.wav", "demo/song2.wav"}

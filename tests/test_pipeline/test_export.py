@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.dataset
 import pytest
 import xarray as xr
 import zarr
@@ -49,9 +50,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory, project_in: Any) -> Any:
 
 def checked_manifest(folder: Path) -> dict[str, Any]:
     """The manifest, after comparing it with the files."""
-    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+    manifest: dict[str, Any] = json.loads((folder / "_manifest.json").read_text())
     found = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    del found["manifest.json"]
+    del found["_manifest.json"]
     assert manifest["files"] == {
         name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         for name, content in found.items()
@@ -108,19 +109,19 @@ def test_what_is_read_back_is_what_the_store_holds(exported: Any, tmp_path: Path
     labels = {track["id"]: track["labels"] for track in manifest["tracks"]}
     assert labels["demo/a.wav"] == {"genre": "folk", "tags": ["x", "y"], "n": 1}
     assert (labels["demo/c.wav"], labels["demo/sub/a.wav"]) == ({"n": 2}, {})
-    tracks = pd.read_csv(tmp_path / "out" / "tracks.csv", index_col="track_id")
+    tracks = pd.read_csv(tmp_path / "out" / "_tracks.csv", index_col="track_id")
     assert list(tracks.index) == list(store.tracks.index)
     np.testing.assert_allclose(tracks["duration_s"], store.tracks["duration_s"])
     assert (tracks.loc["demo/a.wav", "genre"], json.loads(tracks.loc["demo/a.wav", "tags"])) == (
         "folk",
         ["x", "y"],
     )
-    assert str(exported.folder) not in (tmp_path / "out" / "tracks.csv").read_text()
+    assert str(exported.folder) not in (tmp_path / "out" / "_tracks.csv").read_text()
 
 
 def test_the_zarr_group_opens_as_a_dataset(exported: Any, tmp_path: Path) -> None:
     export(exported.store, tmp_path / "out", features=FEATURES, format="zarr")
-    dataset = xr.open_zarr(tmp_path / "out" / "features.zarr")
+    dataset = xr.open_zarr(tmp_path / "out")
     assert set(dataset.data_vars) == set(FEATURES)
     assert set(dataset.coords) == {"track_id", "start_s", "valid_frames"}
     assert (dataset["logmel"].dims, dataset["wide"].dims) == (
@@ -132,6 +133,31 @@ def test_the_zarr_group_opens_as_a_dataset(exported: Any, tmp_path: Path) -> Non
     expected = exported.store.dataset(["mfcc"]).sortby(["track_id", "start_s"])
     np.testing.assert_array_equal(dataset["track_id"], expected["track_id"])
     np.testing.assert_array_equal(dataset["start_s"], expected["start_s"])
+    group = zarr.open_group(tmp_path / "out", mode="r")
+    assert set(group.array_keys()) == {*FEATURES, "track_id", "start_s", "valid_frames"}
+    assert set(xr.open_dataset(tmp_path / "out", engine="zarr").data_vars) == set(FEATURES)
+
+
+def test_the_folder_opens_as_one_table(
+    exported: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With pandas and with Arrow, of several files beside the manifest."""
+    monkeypatch.setattr(pipeline.export_formats, "PARQUET_FILE_BYTES", 10_000)
+    out = tmp_path / "out"
+    export(exported.store, out, features=["mfcc", "logmel"], format="parquet")
+    assert len(list(out.glob("*.parquet"))) > 1
+    table = pd.read_parquet(out)
+    assert list(table.columns) == ["track_id", "chunk", "start_s", "valid_frames", "mfcc", "logmel"]
+    for track_id, rows in table.groupby("track_id"):
+        for name in ("mfcc", "logmel"):
+            stored = exported.store[name]
+            values = np.stack(rows[name].to_list()).reshape(-1, *stored.row_shape)
+            np.testing.assert_array_equal(values, stored.values(track_id))
+    assert list(table["track_id"].unique()) == list(exported.store.tracks.index)
+    dataset = pyarrow.dataset.dataset(out)
+    assert dataset.to_table(columns=["track_id"])["track_id"].to_pylist() == list(table["track_id"])
+    of_one = dataset.to_table(filter=pyarrow.dataset.field("track_id") == "demo/sub/a.wav")
+    assert of_one["chunk"].to_pylist() == list(range(len(of_one)))
 
 
 def test_large_tables_are_split_between_tracks(
@@ -208,7 +234,7 @@ def test_a_killed_export_has_no_manifest(exported: Any, tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         export(exported.store, tmp_path / "out", features=["mfcc"], format="npz", on_progress=killed)
-    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert not (tmp_path / "out" / "_manifest.json").exists()
     with pytest.raises(StoreError, match="not empty"):
         export(exported.store, tmp_path / "out", features=["mfcc"], format="npz")
 

@@ -248,7 +248,17 @@ def test_frames_that_are_refused(store: Path, tmp_path: Path) -> None:
     for table, words in (
         ({"track_id": ["demo/a.wav"], "n": [{"a": 1}]}, "holds struct"),
         ({"track_id": ["demo/a.wav"], "n": [b"x"]}, "holds binary"),
-        ({"track_id": ["demo/a.wav", "x"], "n": ["x", 1]}, "several types"),
+        (
+            {"track_id": ["demo/a.wav", "x"], "n": ["x", 1]},
+            r"text in row 0 \('x'\) and a number in row 1 \(1\)",
+        ),
+        ({"track_id": list("xyz"), "n": [None, ["x"], "y"]}, "a list of text in row 1 .* and text in row 2"),
+        (
+            {"track_id": list("xy"), "n": [["x"], [1]]},
+            "a list of text in row 0 .* and a list of numbers in row 1",
+        ),
+        ({"track_id": list("xy"), "n": [True, 1]}, "true or false in row 0 .* and a number in row 1"),
+        ({"track_id": ["x"], "n": [["x", 1]]}, "several types"),
         ({"track_id": [1], "n": [1]}, "must hold text"),
     ):
         with pytest.raises(CatalogError, match=words):
@@ -265,6 +275,44 @@ def test_a_frame_of_tracks_can_be_given_back(store: Path) -> None:
     tempo = pd.DataFrame({"tempo": np.arange(len(tracks)) / 2}, index=tracks.index)
     assert add_labels(store, tempo).changed == 3
     pd.testing.assert_series_equal(FeatureStore(store).tracks["tempo"], tempo["tempo"])
+
+
+def test_a_label_is_of_one_type(store: Path, tmp_path: Path) -> None:
+    """Over all tracks, as a column of `store.tracks` has them; a track that gets a new value does not count."""
+    one, two, three = "demo/a.wav", "demo/sub/b.wav", "other/a.wav"
+    add_labels(store, pd.DataFrame({"track_id": [one, two], "mood": ["calm", "wild"], "n": [1, 2]}))
+    version = Index(store).version
+    parquet.write_table(pa.table({"track_id": [two, three], "mood": [None, 7]}), tmp_path / "t.parquet")
+    for table, words in (
+        (tmp_path / "t.parquet", r"row 2: 'mood' is a number \(7\), but text of demo/a.wav \('calm', added\) and 1 "
+         r"more. Give one type, or run `mirstore labels remove mood` first."),
+        (pd.DataFrame({"track_id": [three], "mood": [["x"]]}), "row 0: 'mood' is a list of text"),
+        (pd.DataFrame({"track_id": [one], "n": ["x"]}), r"but a number of demo/sub/b.wav \(2, added\)\."),
+        (pd.DataFrame({"track_id": [one], "n": [True]}), "is true or false"),
+        (pd.DataFrame({"track_id": [three], "genre": [7]}), r"\('rock', manifest\) and 1 .* or another name"),
+        (pd.DataFrame({"track_id": [three], "title": [7]}), r"\('B', file tags\)"),
+    ):  # fmt: skip
+        for dry_run in (True, False):
+            with pytest.raises(CatalogError, match=words):
+                add_labels(store, table, dry_run=dry_run)
+    assert Index(store).version == version
+    # The last one of another type is replaced.
+    add_labels(store, pd.DataFrame({"track_id": [one, two, three], "mood": [7, 8, 9], "n": [0.5, 1.5, 2.5]}))
+    add_labels(store, pd.DataFrame({"track_id": [one, two], "genre": [[1], [2]]}))
+    assert FeatureStore(store).tracks["mood"].tolist() == [7, 8, 9]
+    remove_labels(store, ["mood"])
+    add_labels(store, pd.DataFrame({"track_id": [three], "mood": ["sad"]}))
+
+
+def test_what_looks_like_numbers_in_a_csv_is_text_where_the_label_is(store: Path, tmp_path: Path) -> None:
+    csv = tmp_path / "tags.csv"
+    csv.write_text("track_id,title,year\nother/a.wav,007,1999\ndemo/a.wav,NA,2000\n")
+    report = add_labels(store, csv)
+    assert found(report, "kept as text") == (1, ("title",))
+    assert added(store) == {"other/a.wav": {"title": "007", "year": 1999}, "demo/a.wav": {"year": 2000}}
+    csv.write_text("track_id,year\ndemo/sub/b.wav,1999?\n")
+    with pytest.raises(CatalogError, match="row 2: 'year' is text"):
+        add_labels(store, csv)
 
 
 def test_removing(store: Path) -> None:

@@ -178,6 +178,49 @@ def test_one_file(
     assert planned(scanned({"name": "a", **file}), indexed(row), hashes=hashes) == {"a": expected}
 
 
+@pytest.mark.parametrize(
+    ("row", "forgotten", "expected"),
+    [
+        (
+            broken("a", stage="forgotten"),
+            ["hash of a", "x"],
+            (Action.SKIP, "the content of a forgotten track"),
+        ),
+        (
+            broken("a", stage="forgotten"),
+            ["x"],
+            (Action.EXTRACT, "the content of a forgotten track, allowed again"),
+        ),
+        # Its features are of what the file was before.
+        (
+            broken("a", stage="forgotten", part="p"),
+            ["now"],
+            (Action.SKIP, "the content of a forgotten track"),
+        ),
+        (
+            broken("a", stage="forgotten", part="p"),
+            ["hash of a"],
+            (Action.EXTRACT, "the content of a forgotten track, allowed again"),
+        ),
+        (known("a"), ["hash of a"], (Action.NOTHING, "complete")),
+        (
+            broken("a", status="gone", stage="forgotten", part="p"),
+            ["now"],
+            (Action.EXTRACT, "failed before the file went"),
+        ),
+        (broken("a", status="gone", part="p"), [], (Action.EXTRACT, "failed before the file went")),
+        (broken("a", status="gone", part="p", stage="fetch"), [], (Action.UPDATE, "the file is back")),
+    ],
+)
+def test_forgotten_content(row: TrackRow, forgotten: list[str], expected: tuple[Action, str]) -> None:
+    files, index = scanned({"name": "a"}), indexed(row)
+    assert files_to_hash(files, index) == (["/music/a"] if row.stage == "forgotten" and row.part else [])
+    options = {"hashes": {"/music/a": "now"}, "forgotten": forgotten}
+    assert planned(files, index, **options)["a"] == expected
+    if expected[0] is Action.SKIP:
+        assert planned(files, index, retry_failed=True, **options)["a"] == expected
+
+
 def test_failed_file_is_retried_on_request() -> None:
     files, index = scanned({"name": "a"}, {"name": "b"}), indexed(broken("a"), known("b"))
     assert planned(files, index, retry_failed=True) == {

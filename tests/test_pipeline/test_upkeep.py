@@ -1,5 +1,8 @@
 """Upkeep of a store: prune, forget, drop, compact, gc, verify, each on a store made by extraction."""
 
+import hashlib
+import io
+import itertools
 import json
 import math
 import os
@@ -23,6 +26,16 @@ from pipeline import FeatureStore, extract
 from pipeline.errors import StoreDamagedError, StoreError, UnknownNameError
 from pipeline.store import removal
 from pipeline.store.compaction import TARGET_ROWS, compact, groups_to_merge
+from pipeline.store.erasures import (
+    DONE_FILES_KEPT,
+    Erasure,
+    Span,
+    blocked_contents,
+    blocked_hashes,
+    erased_spans,
+    erasures,
+    name_hash,
+)
 from pipeline.store.folder import Folder
 from pipeline.store.garbage import collect_garbage
 from pipeline.store.index import Index, writable_index
@@ -218,8 +231,9 @@ def test_forgotten_track_is_nowhere(small: Any) -> None:
     before, snapshot, placed = small.rows(), store.snapshot, store.tracks
     wanted = pieces(small, track("b"))
     assert is_anywhere(small, wanted)
-    done = small.run_json("forget", track("b"))
-    assert done == {"track_ids": [track("b")], "chunks": 2, "parts": 1}
+    part = placed.loc[track("b"), "part"]
+    told = {"track_id": track("b"), "other_names": [], "chunks": 2, "parts": [part], "copies": []}
+    assert small.run_json("forget", track("b")) == {"tracks": [told], "chunks": 2, "parts": 1}
     assert not is_anywhere(small, wanted)
     assert small.rows() == {key: rows for key, rows in before.items() if key[0] != track("b")}
     assert track("b") not in small.store.at(snapshot).tracks.index
@@ -227,7 +241,6 @@ def test_forgotten_track_is_nowhere(small: Any) -> None:
     assert verify(small.store_folder).is_sound
     assert verify(small.store_folder, snapshot=snapshot).is_sound
     # Plain zarr sees zeros in its place, and the neighbours.
-    part = placed.loc[track("b"), "part"]
     array = zarr.open_array(small.store_folder / "parts" / part / store["audio"].rows.arrays[part], mode="r")
     for name in NAMES:
         start = int(placed.loc[track(name), "row_start"])
@@ -325,6 +338,243 @@ def test_forgotten_stays_so_until_it_is_allowed(small: Any) -> None:
     wanted = pieces(small, track("a"))
     removal.forget(small.store_folder, [track("a")])
     assert not is_anywhere(small, wanted)
+
+
+def test_a_dry_run_says_what_forgetting_then_does(small: Any) -> None:
+    """Under an earlier name and in an earlier version too; a copy stays, and is named."""
+    shutil.copy(small.music / "b.wav", small.music / "copy.wav")
+    small.extract()
+    (small.music / "a.wav").rename(small.music / "moved.wav")
+    assert small.extract().moved == 1
+    first = small.store.tracks["part"]
+    replace_song(small, "moved", 77)
+    small.extract()
+    last = small.store.tracks["part"]
+    before, snapshot = small.rows(), small.store.snapshot
+    asked = [track("moved"), track("b")]
+    expected = {
+        "tracks": [
+            {"track_id": track("b"), "other_names": [], "chunks": 2, "parts": [first[track("b")]],
+             "copies": [track("copy")]},
+            {"track_id": track("moved"), "other_names": [track("a")], "chunks": 4, "copies": [],
+             "parts": sorted([first[track("moved")], last[track("moved")]])},
+        ],
+        "chunks": 6,
+        "parts": 2,
+    }  # fmt: skip
+    assert small.run_json("forget", "--dry-run", *asked) == expected
+    shown = small.run("forget", "--dry-run", *asked).stdout
+    assert "2 tracks would be forgotten: 6 chunks would be erased from 2 parts." in shown
+    assert "1 track of the same content" in shown
+    assert (small.rows(), small.store.snapshot) == (before, snapshot)
+    assert not (small.store_folder / "erased").exists()
+    wanted = pieces(small, track("moved"))
+    assert small.run_json("forget", *asked) == expected
+    assert not is_anywhere(small, wanted)
+    assert set(small.store.tracks.index) == {track("c"), track("copy"), track("d")}
+    assert "erases nothing" in failed(small.run("forget", "--allow", "--dry-run", track("b")))
+
+
+def test_names_from_a_list(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = small.folder / "list.txt"
+    listed.write_bytes("\ufeffdemo/a.wav\r\n\r\ndemo/a.wav\ndemo/x.wav\ndemo/y\x85.wav".encode())
+    line = failed(small.run("forget", "--from", "list.txt", track("z"), track("zz")))
+    assert "no track 'demo/x.wav', 'demo/y\\x85.wav', 'demo/z.wav' and 1 more." in line
+    assert "Nothing was forgotten" in line
+    assert not (small.store_folder / "erased").exists()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"demo/a.wav\ndemo/b.wav")))
+    done = small.run_json("forget", "--from", "-", track("c"))
+    assert [forgotten["track_id"] for forgotten in done["tracks"]] == [track(name) for name in "abc"]
+    assert list(small.store.tracks.index) == [track("d")]
+    listed.write_text("demo/b.wav\n")
+    assert small.run_json("forget", "--allow", "--from", "list.txt") == [track("b")]
+    listed.write_text("\n")
+    assert "name at least one track" in failed(small.run("forget", "--from", "list.txt"))
+    assert "No such file" in failed(small.run("forget", "--from", "none.txt"))
+    listed.write_bytes(b"caf\xe9\n")
+    assert "not valid UTF-8" in failed(small.run("forget", "--from", "list.txt"))
+
+
+def test_forgotten_content_is_left_alone_under_any_name(small: Any) -> None:
+    """Renamed, in another collection, or in the place of another song; until it is allowed."""
+    earlier = (small.music / "a.wav").read_bytes()
+    replace_song(small, "a", 31)
+    small.extract()
+    wanted = pieces(small, track("a"))
+    removal.forget(small.store_folder, [track("a")])
+    (small.music / "a.wav").rename(small.music / "renamed.wav")
+    (small.music / "earlier.wav").write_bytes(earlier)
+    (small.folder / "more").mkdir()
+    shutil.copy(small.music / "renamed.wav", small.folder / "more" / "x.wav")
+    shutil.copy(small.music / "renamed.wav", small.music / "c.wav")
+    small.catalog.write_text(
+        small.catalog.read_text().replace("{path: ./music}", "{path: ./music}\n  more: {path: ./more}")
+    )
+    kept = {key: rows for key, rows in small.rows().items() if key[0] == track("c")}
+    report = small.extract()
+    assert (report.songs, report.failures) == (0, 4)
+    assert not is_anywhere(small, wanted)
+    copies = [track("c"), track("earlier"), track("renamed"), "more/x.wav"]
+    failures = small.store.failures
+    assert list(failures.index) == copies
+    assert set(failures["stage"]) == {"forgotten"}
+    assert failures["reason"].str.contains("mirstore forget --allow").all()
+    assert {key: rows for key, rows in small.rows().items() if key[0] == track("c")} == kept
+    skipped = ("skip", "the content of a forgotten track")
+    assert small.plan() == small.plan(retry_failed=True) == dict.fromkeys(copies, skipped)
+    assert verify(small.store_folder).is_sound
+    # By the name of one of the copies: all of that content, and no other, are taken.
+    snapshot = small.store.snapshot
+    assert small.extract().failures == 0
+    assert small.store.snapshot == snapshot, "nothing to do"
+    assert small.run_json("forget", "--allow", track("c")) == [track("c")]
+    assert small.plan().pop(track("earlier")) == skipped
+    assert small.extract().songs == 3
+    assert small.plan() == {track("earlier"): skipped}
+    # By the name of what was forgotten.
+    removal.allow(small.store_folder, [track("a")])
+    assert small.extract().songs == 1
+    assert len(small.store.failures) == 0
+
+
+def test_a_copy_that_stays_can_be_moved_but_is_not_decoded_again(small: Any) -> None:
+    shutil.copy(small.music / "a.wav", small.music / "copy.wav")
+    small.extract()
+    removal.forget(small.store_folder, [track("a")])
+    (small.music / "copy.wav").rename(small.music / "other.wav")
+    assert small.extract().moved == 1
+    rows = small.rows()
+    small.write_catalog("audio: {kind: audio, dtype: float32}", LOGMEL)
+    report = small.extract()
+    assert (report.songs, report.failures) == (3, 1)
+    assert list(small.store.failures.index) == [track("other")]
+    assert {key: small.rows()[key] for key in rows if key[0] == track("other")} == {
+        key: found for key, found in rows.items() if key[0] == track("other")
+    }
+
+
+def test_erasures_of_earlier_versions_block_by_name(small: Any) -> None:
+    removal.forget(small.store_folder, [track("a")])
+    [file] = (small.store_folder / "erased").iterdir()
+    content = json.loads(file.read_text())
+    assert list(content["contents"].values()) == [
+        [hashlib.sha256((small.music / "a.wav").read_bytes()).hexdigest()]
+    ]
+    del content["contents"]
+    file.write_text(json.dumps(content))
+    (small.music / "a.wav").rename(small.music / "renamed.wav")
+    assert small.plan()[track("renamed")] == ("extract", "new")
+    (small.music / "renamed.wav").rename(small.music / "a.wav")
+    assert track("a") not in small.plan()
+    removal.allow(small.store_folder, [track("a")])
+    assert small.plan()[track("a")] == ("extract", "new")
+
+
+# Erasures
+
+
+def erasure(number: int, **how: Any) -> Erasure:
+    name = f"{number:064x}"
+    return Erasure(
+        f"erased/{number:032x}.json", (Span(f"p{number % 3}", number, 1),), (name,), {name: (f"c{number}",)},
+        **{"done": True, **how},
+    )  # fmt: skip
+
+
+def known_of(location: Folder) -> tuple[set[tuple[str, int]], set[str], set[str]]:
+    return erased_spans(location), blocked_hashes(location), blocked_contents(location)
+
+
+def test_done_erasures_become_one_file(small: Any) -> None:
+    location = Folder(small.store_folder)
+    for number in range(DONE_FILES_KEPT):
+        erasure(number).write(location)
+    collect_garbage(location)
+    assert len(location.names("erased")) == DONE_FILES_KEPT
+    removal.forget(location, [track("a")])
+    assert len(location.names("erased")) == 1
+    spans, names, contents = known_of(location)
+    assert {(f"p{number % 3}", number) for number in range(DONE_FILES_KEPT)} < spans
+    assert {f"{number:064x}" for number in range(DONE_FILES_KEPT)} | {name_hash(track("a"))} == names
+    assert {f"c{number}" for number in range(DONE_FILES_KEPT)} < contents
+    removal.allow(location, [track("a")])
+    assert blocked_hashes(location) == names - {name_hash(track("a"))}
+    assert erased_spans(location) == spans
+    removal.forget(location, [track("b")])
+    assert len(location.names("erased")) == 2
+
+
+@pytest.mark.parametrize("steps", range(5))
+def test_a_kill_while_erasures_are_merged_loses_none(small: Any, steps: int) -> None:
+    """After each write and each delete of it."""
+    location = Folder(small.store_folder)
+    for number in range(DONE_FILES_KEPT + 1):
+        erasure(number).write(location)
+    before = known_of(location)
+    left = itertools.count(-steps)
+
+    class Killed(BaseException):
+        pass
+
+    class Mortal(Folder):
+        def write(self, key: str, content: bytes) -> None:
+            if next(left) >= 0:
+                raise Killed
+            super().write(key, content)
+
+        def delete(self, prefix: str) -> None:
+            if next(left) >= 0:
+                raise Killed
+            super().delete(prefix)
+
+    with pytest.raises(Killed), writable_index(Mortal(small.store_folder), "test"):
+        pass
+    assert known_of(location) == before
+    assert (len(location.names("erased")) == DONE_FILES_KEPT + 1) == (steps in (0, 2))
+    collect_garbage(location)
+    assert known_of(location) == before
+    assert len(location.names("erased")) <= DONE_FILES_KEPT
+
+
+def test_erasures_that_are_merged_while_they_are_read(small: Any) -> None:
+    location = Folder(small.store_folder)
+    for number in range(DONE_FILES_KEPT + 1):
+        erasure(number).write(location)
+    before = known_of(location)
+
+    class Slow(Folder):
+        """Merged between the listing and the first read."""
+
+        merged = False
+
+        def read(self, key: str) -> bytes:
+            if not self.merged:
+                self.merged = True
+                collect_garbage(location)
+            return super().read(key)
+
+    assert erased_spans(Slow(small.store_folder)) == before[0]
+    assert len(location.names("erased")) == 1
+
+
+def test_an_erasure_that_is_not_done_is_not_merged(small: Any) -> None:
+    """One whose shard is damaged."""
+    location = Folder(small.store_folder)
+    part = small.store.tracks.loc[track("a"), "part"]
+    [shard] = (small.store_folder / "parts" / part).glob("audio@*/c/0/0")
+    content = bytearray(shard.read_bytes())
+    content[-20] ^= 1
+    shard.write_bytes(content)
+    assert "index of shard 0" in failed(small.run("forget", track("a")))
+    for number in range(DONE_FILES_KEPT + 1):
+        erasure(number).write(location)
+    collect_garbage(location)
+    assert [found.track_ids for found in erasures(location) if not found.done] == [(track("a"),)]
+    assert len(location.names("erased")) == 2
+    content[-20] ^= 1
+    shard.write_bytes(content)
+    collect_garbage(location)
+    assert all(found.done for found in erasures(location))
 
 
 def test_forgotten_track_without_a_file_is_no_failure(small: Any) -> None:
@@ -799,6 +1049,23 @@ def test_verify_of_a_sound_store(small: Any) -> None:
     assert small.run_json("verify")["tracks"] == 5
     assert small.run_json("verify", "--snapshot", str(snapshot))["tracks"] == 4
     assert "no snapshot 99" in failed(small.run("verify", "--snapshot", "99"))
+
+
+def test_verify_counts_as_status_does(small: Any) -> None:
+    """Of tracks that failed, with and without features, that have gone, and that were forgotten."""
+    (small.music / "broken.wav").write_bytes(b"no audio at all")
+    (small.music / "a.wav").write_bytes(b"no audio any more")
+    (small.music / "b.wav").unlink()
+    small.extract()
+    removal.forget(small.store_folder, [track("c")])
+    status, report = small.run_json("status"), small.run_json("verify")
+    assert (status["tracks"], status["failed"], status["gone"]) == (3, 2, 1)
+    assert {key: report[key] for key in ("tracks", "parts", "bytes")} == {
+        key: status[key] for key in ("tracks", "parts", "bytes")
+    }
+    [line] = small.run("verify").stdout.splitlines()
+    assert line.startswith("3 tracks, 1 part, 2 arrays, ")
+    assert small.run("status").stdout.splitlines()[1].startswith("3 tracks, ")
 
 
 # Readers
