@@ -439,7 +439,7 @@ def test_a_script_that_ends_in_mid_epoch_ends(known_store: FeatureStore) -> None
         "batches = iter(ChunkReader(FeatureStore(sys.argv[1]), 'logmel', batch_size=4)); next(batches)"
     )
     command = [sys.executable, "-W", "error", "-c", script, str(known_store.location)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -470,7 +470,7 @@ def test_memory_keeps_to_what_was_stated(new_store: Callable[..., FeatureStore])
     grown = {}
     for mib in (20, 160):
         command = [sys.executable, "-c", PEAK, str(store.location), str(mib * 2**20)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
         assert done.returncode == 0, done.stderr
         grown[mib] = int(done.stdout)
     assert total > 75 * 2**20  # what the large buffer holds for the most part, and the small one cannot
