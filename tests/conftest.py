@@ -89,7 +89,7 @@ import pipeline.jobs
 def open_audio(path, *, genuine=pipeline.jobs.open_audio, **options):  # Dask may load this file twice
     path = pathlib.Path(path)
     if path.name.startswith("killer"):
-        os.kill(os.getpid(), signal.SIGSEGV if "segv" in path.name else signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGSEGV)
     while path.name.startswith(os.environ["HELD"]) and not (path.parents[1] / "go on").exists():
         threading.Event().wait(0.01)
     return genuine(path, **options)

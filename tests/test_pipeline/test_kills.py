@@ -17,7 +17,7 @@ from pipeline.store.location import FORMAT_FILE
 from pipeline.store.reading import open_part
 
 N_SONGS = 64
-N_KILLS = 20
+N_KILLS = 10
 HANG_S = 300.0  # far past what any run here takes, on a slow and loaded machine too
 
 
@@ -66,8 +66,7 @@ def test_kill_at_any_moment_loses_only_jobs_in_flight(empty_project: Any, start:
     expected = empty_project.rows()
     all_tracks = set(empty_project.store.tracks.index)
     assert len(all_tracks) == N_SONGS
-    report = json.loads(start("--json").communicate(timeout=HANG_S)[0])
-    assert report["songs"] == 0
+    assert empty_project.run_json("extract")["songs"] == 0
     empty_project.store_folder.rename(empty_project.folder / "undisturbed")
 
     # One kill while the first part is being written, so that there is an orphan whatever the clock does.
@@ -81,8 +80,8 @@ def test_kill_at_any_moment_loses_only_jobs_in_flight(empty_project: Any, start:
 
     # Most of a short run is the start of the workers; most kills fall into the work after it.
     rng = np.random.default_rng(11)
-    early = 0.55 * (np.arange(5) + rng.random(5)) / 5
-    late = 0.55 + 0.45 * (np.arange(N_KILLS - 5) + rng.random(N_KILLS - 5)) / (N_KILLS - 5)
+    early = 0.55 * (np.arange(2) + rng.random(2)) / 2
+    late = 0.55 + 0.45 * (np.arange(N_KILLS - 2) + rng.random(N_KILLS - 2)) / (N_KILLS - 2)
     for number, share in enumerate(rng.permutation(np.concatenate([early, late]))):
         process = start()
         pause(process, float(share) * whole_s)
@@ -97,8 +96,7 @@ def test_kill_at_any_moment_loses_only_jobs_in_flight(empty_project: Any, start:
             visible = set()
 
     (empty_project.store_folder / "parts" / "left over").mkdir(parents=True)  # one orphan at least
-    last = start("--json")
-    assert json.loads(last.communicate(timeout=HANG_S)[0])["failures"] == 0
+    assert empty_project.extract().failures == 0
     assert check_consistent(empty_project.store, expected) == all_tracks
     status = empty_project.run_json("status")
     assert status["orphan_parts"] == len(empty_project.store.unreferenced_parts) > 0
@@ -140,10 +138,9 @@ def test_a_part_whose_tracks_were_never_committed_is_an_orphan_in_the_end(
     assert on_disk == set(project.store.tracks["part"])
 
 
-@pytest.mark.parametrize("signal_name", ["segv", "kill"])
-def test_file_that_kills_its_worker(empty_project: Any, start: Any, signal_name: str) -> None:
+def test_file_that_kills_its_worker(empty_project: Any, start: Any) -> None:
     fill(empty_project, 6)
-    killer = f"killer-{signal_name}.wav"
+    killer = "killer.wav"
     empty_project.add_song(killer, seconds=2.0)
     process = start("--json", held="none")
     out, err = process.communicate(timeout=HANG_S)

@@ -46,6 +46,7 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
         "pytest",
+        "pipeline.catalog",
         "pipeline.commands.app",
         "pipeline.labels",
         "pipeline.store.compaction",
@@ -145,20 +146,23 @@ def without_dropped(store: FeatureStore, rows: Rows) -> Rows:
 
 @dataclass(frozen=True)
 class Trial:
-    """A command to be killed: on which project, its arguments, and what is visible once it is done."""
+    """A command to be killed: on which project, its arguments, what is visible once it is done, and how often."""
 
     project: str
     arguments: Callable[[Path], list[str]]
     after: Callable[[FeatureStore, Rows], Rows]
+    n_kills: int = N_KILLS
 
 
 TRIALS = {
     "compact": Trial("crowded", lambda _: ["compact"], lambda _, rows: rows),
     "gc": Trial("compacted", lambda _: ["gc", "--grace", "0", "--keep", "0"], lambda _, rows: rows),
     "prune": Trial("crowded", lambda _: ["prune"], without_gone),
-    "forget": Trial("crowded", lambda _: ["forget", *FORGOTTEN], without_forgotten),
+    "forget": Trial("crowded", lambda _: ["forget", *FORGOTTEN], without_forgotten, (N_KILLS + 1) // 2),
     "labels add": Trial("crowded", lambda _: ["labels", "add", "tags.csv"], with_moods),
-    "drop": Trial("crowded", lambda folder: ["drop", old_version(folder)], without_dropped),
+    "drop": Trial(
+        "crowded", lambda folder: ["drop", old_version(folder)], without_dropped, (N_KILLS + 1) // 2
+    ),
 }
 
 
@@ -243,9 +247,9 @@ def test_kill_at_any_moment_loses_nothing(
     assert rows_of(FeatureStore(whole / "store")) == after
 
     rng = np.random.default_rng(len(name))
-    delays = 0.95 * work_s * (np.arange(N_KILLS) + rng.random(N_KILLS)) / N_KILLS
+    delays = 0.95 * work_s * (np.arange(trial.n_kills) + rng.random(trial.n_kills)) / trial.n_kills
     delays[0] = 0.0
-    folders = [tmp_path / str(number) for number in range(N_KILLS)]
+    folders = [tmp_path / str(number) for number in range(trial.n_kills)]
     for folder, delay_s in zip(folders, delays, strict=True):
         kill(source, folder, arguments, delay_s)
 
