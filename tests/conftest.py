@@ -20,6 +20,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+# Before numpy or torch is imported: threads of arithmetic that wait leave the cores to those that work.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import numpy as np
 import pytest
 import soundfile as sf
