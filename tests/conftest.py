@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -19,20 +20,46 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+# Before numpy or torch is imported: threads of arithmetic that wait leave the cores to those that work.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import numpy as np
 import pytest
 import soundfile as sf
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from pipeline import FeatureStore
 
 # The same examples in every run, so that a commit passes or does not; --hypothesis-profile=search seeks new ones.
-settings.register_profile("same", deadline=None, derandomize=True)
-settings.register_profile("search", deadline=None, print_blob=True)
+# How fast the machine is says nothing of the code.
+settings.register_profile(
+    "same", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile(
+    "search", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("same")
 
 COMMAND = Path(sys.executable).with_name("mirstore")
+HANG_S = 300.0  # far past what anything here takes, on a slow and loaded machine too
+# One request at a time, once all of it is there: moto looks whether a conditional put may be done and does it in
+# two steps, which is one step on S3.
+S3_SERVER = """\
+import io, threading
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from werkzeug.serving import run_simple
+
+served, turn = DomainDispatcherApplication(create_backend_app), threading.Lock()
+
+def in_turn(environ, start_response):
+    if length := int(environ.get("CONTENT_LENGTH") or 0):
+        environ["wsgi.input"] = io.BytesIO(environ["wsgi.input"].read(length))
+    with turn:
+        return list(served(environ, start_response))
+
+run_simple("127.0.0.1", 0, in_turn, threaded=True, request_handler=MotoRequestHandler)
+"""
 # 64 frames are 1.37 s, so that songs of a few seconds have several chunks.
 CATALOG = """\
 version: 1
@@ -54,6 +81,24 @@ SONGS: dict[str, tuple[int, int, float]] = {  # sample rate in Hz, channels, sec
     "sub/folder/mono.ogg": (22_050, 1, 6.3),
     "sub/stereo.wav": (48_000, 2, 1.0),
 }
+
+
+# What workers are told before they work: songs whose name begins as HELD says wait until there is a file "go on"
+# beside their folder; others kill their worker.
+PRELOAD = """\
+import os, pathlib, signal, threading
+import pipeline.jobs
+
+def open_audio(path, *, genuine=pipeline.jobs.open_audio, **options):  # Dask may load this file twice
+    path = pathlib.Path(path)
+    if path.name.startswith("killer"):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    while path.name.startswith(os.environ["HELD"]) and not (path.parents[1] / "go on").exists():
+        threading.Event().wait(0.01)
+    return genuine(path, **options)
+
+pipeline.jobs.open_audio = open_audio
+"""
 
 
 def synthetic_song(*, sample_rate: int, channels: int, seconds: float, seed: int) -> np.ndarray:
@@ -91,7 +136,7 @@ def s3_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def s3(s3_log: Path) -> Iterator[str]:
     """Endpoint URL of an S3 server on this machine."""
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
+    command = [sys.executable, "-c", S3_SERVER]
     with s3_log.open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as server:
         try:
             yield _answering(server, s3_log)
@@ -101,9 +146,9 @@ def s3(s3_log: Path) -> Iterator[str]:
 
 def _answering(server: "subprocess.Popen[bytes]", log: Path) -> str:
     """Endpoint of a server that was started on any free port, once it can be connected to."""
-    for _ in range(600):
+    for _ in range(int(HANG_S / 0.05)):
         if announced := re.search(r"Running on (http://127\.0\.0\.1:(\d+))", log.read_text()):
-            socket.create_connection(("127.0.0.1", int(announced[2])), timeout=30).close()
+            socket.create_connection(("127.0.0.1", int(announced[2])), timeout=HANG_S).close()
             return announced[1]
         if server.poll() is not None:
             break
@@ -128,7 +173,7 @@ def bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in s3_environment(s3).items():
         monkeypatch.setenv(name, value)
     name = f"bucket-{uuid.uuid4().hex}"
-    with contextlib.closing(http.client.HTTPConnection(s3.removeprefix("http://"), timeout=30)) as server:
+    with contextlib.closing(http.client.HTTPConnection(s3.removeprefix("http://"), timeout=HANG_S)) as server:
         server.request("PUT", f"/{name}")
         assert server.getresponse().status == 200
     return name
@@ -219,7 +264,7 @@ class Project:
         line = [str(COMMAND), *arguments, *place]
         if process:
             return subprocess.run(
-                line, cwd=self.folder, capture_output=True, text=True, check=False, timeout=120
+                line, cwd=self.folder, capture_output=True, text=True, check=False, timeout=HANG_S
             )
         from pipeline.commands import main
 
@@ -280,6 +325,42 @@ def project(empty_project: Project, music: Path) -> Project:
     """A project with its own copy of the synthetic songs."""
     shutil.copytree(music, empty_project.music, dirs_exist_ok=True)
     return empty_project
+
+
+def kill_group(process: "subprocess.Popen[str]") -> None:
+    """Kill a process and all that it has started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.fixture
+def start(empty_project: Project) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    """Starter of ``mirstore extract`` in a process group of its own, which ends with the test.
+
+    Songs whose name begins with `held` are waited for until there is a file ``go on`` in the project's folder.
+    """
+    begun = []
+    preload = empty_project.folder / "preload.py"
+    preload.write_text(PRELOAD)
+
+    def begin(*arguments: str, held: str | None = None) -> "subprocess.Popen[str]":
+        told = {} if held is None else {"HELD": held, "DASK_DISTRIBUTED__WORKER__PRELOAD": str(preload)}
+        process = subprocess.Popen(
+            [COMMAND, "extract", "--workers", "1", *arguments],
+            cwd=empty_project.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, **told},
+        )
+        begun.append(process)
+        return process
+
+    yield begin
+    for process in begun:
+        kill_group(process)
 
 
 @pytest.fixture

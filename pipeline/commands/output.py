@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import pandas as pd
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -34,6 +33,8 @@ def print_json(value: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
+    import pandas as pd  # here, so that --help and `catalog` do without
+
     if value is pd.NA:
         return None
     return value.item() if hasattr(value, "item") else str(value)

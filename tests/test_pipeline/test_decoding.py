@@ -1,5 +1,6 @@
 """Decoding: formats, exactness against whole-file decoding, and files that are damaged, odd or hostile."""
 
+import contextlib
 import gc
 import itertools
 import os
@@ -442,23 +443,36 @@ def test_memory_does_not_grow_with_length(tmp_path: Path) -> None:
     peaks = {}
     for seconds in (10, 120):
         path = written(tmp_path / f"{seconds}.wav", np.tile(music(5.0), (seconds // 5, 1)))
-        with open_audio(path) as stream:
-            gc.collect()
-            tracemalloc.start()
-            bytes_read = sum(block.nbytes for block in stream)
-            peaks[seconds] = tracemalloc.get_traced_memory()[1]
-            tracemalloc.stop()
-    # What else runs in this process (threads that earlier tests left, imports) allocates some 100 kB at times.
+        found = []
+        # What else runs in this process, such as threads of earlier tests, can only add: the least is ours.
+        for _ in range(3):
+            with open_audio(path) as stream:
+                gc.collect()
+                tracemalloc.start()
+                bytes_read = sum(block.nbytes for block in stream)
+                found.append(tracemalloc.get_traced_memory()[1])
+                tracemalloc.stop()
+        peaks[seconds] = min(found)
     assert peaks[120] < peaks[10] + bytes_read / 8
 
 
+def handles(path: Path) -> int:
+    """How often this process has a file open."""
+    links = Path("/proc/self/fd").iterdir()
+    found = 0
+    for link in links:
+        with contextlib.suppress(FileNotFoundError):  # another thread's, closed meanwhile
+            found += os.readlink(link) == str(path)
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
 def test_leaving_early_closes_the_file(tmp_path: Path) -> None:
     for path in (written(tmp_path / "a.wav", music(10.0)), encoded(tmp_path / "a.mp3", music(10.0))):
-        before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
         with open_audio(path) as stream:
             next(itertools.islice(stream, 1))
-        after = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
-        assert after == before
+            assert handles(path) == 1
+        assert handles(path) == 0
 
 
 def test_sample_rate_is_checked(tmp_path: Path) -> None:

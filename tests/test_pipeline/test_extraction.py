@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -372,8 +373,10 @@ def test_scheduler_that_does_not_answer(project: Any, monkeypatch: pytest.Monkey
 
     genuine = pipeline.cluster.Client
     monkeypatch.setattr(pipeline.cluster, "Client", lambda address, timeout: genuine(address, timeout="0.2s"))
-    with pytest.raises(ClusterError, match="no Dask scheduler answers"):
-        extract(project.catalog, scheduler="tcp://127.0.0.1:9")
+    with socket.socket() as held:  # nothing listens at its port, and nothing else can start to
+        held.bind(("127.0.0.1", 0))
+        with pytest.raises(ClusterError, match="no Dask scheduler answers"):
+            extract(project.catalog, scheduler=f"tcp://127.0.0.1:{held.getsockname()[1]}")
 
 
 # The command line

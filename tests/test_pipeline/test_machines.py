@@ -23,7 +23,7 @@ from pipeline.fitness import own_needs, unfitness
 
 ROOT = Path(__file__).parents[2]
 SITE = Path(np.__file__).parents[1]
-HANG_S = 60.0  # far past what anything here takes, on a slow machine too
+HANG_S = 300.0  # far past what anything here takes, on a slow and loaded machine too
 
 # What good workers are told: songs whose name says so are marked, held once, or never done.
 PRELOAD = """\
@@ -389,13 +389,13 @@ def test_what_a_worker_must_see(project: Any, tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("library", ["CDLL", "PyDLL"])
-def test_native_code_that_never_returns(library: str) -> None:
-    """CDLL lets Python go on beside it, PyDLL holds its lock: only the first can be told of."""
+@pytest.mark.parametrize(("library", "grace_s"), [("CDLL", 3.0), ("PyDLL", 0.2)])
+def test_native_code_that_never_returns(library: str, grace_s: float) -> None:
+    """CDLL lets Python go on beside it, PyDLL holds its lock: only the first can be told of, within its grace."""
     script = (
         "import ctypes\n"
         "import pipeline.workers as w\n"
-        "w._GRACE_S = 0.5\n"
+        f"w._GRACE_S = {grace_s}\n"
         "with w._time_limit(0.2, lambda: print('late', flush=True)):\n"
         f"    ctypes.{library}(None).pause()\n"
     )

@@ -1,8 +1,7 @@
 """What a run shows while it goes on."""
 
 import io
-import re
-import time
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -12,16 +11,22 @@ from pipeline.commands.progress import ProgressDisplay, describe
 from pipeline.reports import Progress
 
 
+@pytest.fixture(autouse=True)
+def _eight_seconds_after_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.reports.time", SimpleNamespace(monotonic=lambda: 108.0))
+
+
 def halfway() -> Progress:
     return Progress(
-        songs_total=40, songs_done=20, failures=1, audio_s=7200.0, started=time.monotonic() - 8.0,
+        songs_total=40, songs_done=20, failures=1, audio_s=7200.0, started=100.0,
         work_total=100.0, work_done=80.0,
     )  # fmt: skip
 
 
 def test_a_line_says_songs_hours_speed_time_left_and_failures() -> None:
-    words = r"20 of 40 songs, 2\.00 h of audio, (900|8\d\d) x real time, 2 s left, 1 failure so far"
-    assert re.fullmatch(words, describe(halfway()))
+    assert (
+        describe(halfway()) == "20 of 40 songs, 2.00 h of audio, 900 x real time, 2 s left, 1 failure so far"
+    )
 
 
 def test_time_left_is_unknown_before_anything_is_done() -> None:

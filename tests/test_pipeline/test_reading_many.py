@@ -481,5 +481,5 @@ def test_reading_imports_no_more_than_it_needs(known_store: FeatureStore) -> Non
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", script, str(known_store.location)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=300)
     assert done.stdout.split() == []

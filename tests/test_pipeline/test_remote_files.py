@@ -406,7 +406,7 @@ def test_a_prefix_is_a_folder(bucket: str, tmp_path: Path) -> None:
 def test_markers_of_folders_are_no_files(bucket: str, tmp_path: Path, s3: str) -> None:
     obstore.put(S3Store(bucket), "album.ogg/a.ogg", b"x")
     for key in ("album.ogg/", "none.ogg/"):  # obstore would drop the slash
-        with closing(HTTPConnection(s3.removeprefix("http://"), timeout=30)) as server:
+        with closing(HTTPConnection(s3.removeprefix("http://"), timeout=300)) as server:
             server.request("PUT", f"/{bucket}/{key}")
             assert server.getresponse().status == 200
     found = scanned(tmp_path, path=f"s3://{bucket}", include=["**"])

@@ -42,7 +42,8 @@ def threads() -> list[threading.Thread]:
 @pytest.fixture(autouse=True)
 def _no_thread_is_left() -> Iterator[None]:
     yield
-    gc.collect()
+    if threads():  # looking for garbage takes long in a process of many tests
+        gc.collect()
     assert threads() == []
 
 
@@ -439,12 +440,13 @@ def test_a_script_that_ends_in_mid_epoch_ends(known_store: FeatureStore) -> None
         "batches = iter(ChunkReader(FeatureStore(sys.argv[1]), 'logmel', batch_size=4)); next(batches)"
     )
     command = [sys.executable, "-W", "error", "-c", script, str(known_store.location)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 PEAK = """
-import re, sys
+import os, re, sys
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])  # a thread a core: as many on every machine
 from pathlib import Path
 from pipeline import FeatureStore
 from training import ChunkReader, TrackReader
@@ -465,15 +467,15 @@ print(peak() - before)
 
 
 def test_memory_keeps_to_what_was_stated(new_store: Callable[..., FeatureStore]) -> None:
-    store = new_store([[150], [150], [1]], frames_per_chunk=512, n_mels=256, only="logmel")
+    store = new_store([[75], [75], [1]], frames_per_chunk=512, n_mels=256, only="logmel")
     total = len(store["logmel"].chunks) * store["logmel"].rows.row_bytes
     grown = {}
-    for mib in (20, 160):
+    for mib in (10, 80):
         command = [sys.executable, "-c", PEAK, str(store.location), str(mib * 2**20)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
         assert done.returncode == 0, done.stderr
         grown[mib] = int(done.stdout)
-    assert total > 75 * 2**20  # what the large buffer holds for the most part, and the small one cannot
+    assert total > 37 * 2**20  # what the large buffer holds for the most part, and the small one cannot
     for mib, growth in grown.items():
         assert growth < (mib + 12) * 2**20  # and a little for threads and the allocator
-    assert grown[160] > 50 * 2**20
+    assert grown[80] > 25 * 2**20
