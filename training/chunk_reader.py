@@ -113,7 +113,8 @@ class ChunkReader(BatchReader):
         in_batches = BATCHES_HELD * self.batch_size * self._source.batch_bytes
         rows = (self.buffer_bytes - in_batches) // row_bytes
         least = 2 * self.batch_size if self.shuffle else self.batch_size
-        # For a moment what is read in one piece is there three times: as it came, cut into rows, in the pool.
+        # For a moment there are three times as many rows as are read in one piece: these as they came and in
+        # the pool, and those of the piece before, as long as one of them is in use.
         read = max(1, min(longest_block, READ_BYTES // row_bytes, rows // 8, (rows - least) // 3))
         capacity = rows - 3 * read
         if capacity < least:
