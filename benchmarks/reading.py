@@ -3,9 +3,9 @@
     python benchmarks/reading.py --store catalog.yaml --out reading.json
 
 Without ``--store`` it makes songs and extracts them first. In each round every run reads the same
-log-mel once, in an order that rotates; one round before that is not counted, so that all comes from
-the page cache. A run is one process; its seconds of CPU stand beside its seconds, because zarr-python
-and zarrs decode with threads of their own and the readers with one beside the main thread.
+log-mel twice, in an order that rotates. The second time counts: then all comes from the page cache,
+and no run pays for memory that another one gave back and the system has to make again. Seconds of
+CPU stand beside the seconds, because zarr-python, zarrs and the readers decode with several threads.
 
 Also: how long reading one track at random takes, and the peak memory of a shuffled epoch by
 ``buffer_bytes``, each in a process of its own. Prints Markdown; --out gets every figure.
@@ -138,8 +138,9 @@ class Bench:
         return {"ms": {name: spread(times) for name, times in took.items()}, "ratio": spread(ratio)}
 
 
-def timed(run: Callable[[], int], n_rows: int) -> Figures:
-    """Return seconds and seconds of CPU of a run, all threads of this process together."""
+def timed_again(run: Callable[[], int], n_rows: int) -> Figures:
+    """Run it twice; return seconds and seconds of CPU of the second, all threads of this process together."""
+    run()
     cpu_s, begun = time.process_time(), time.perf_counter()
     read = run()
     figures = {"wall_s": time.perf_counter() - begun, "cpu_s": time.process_time() - cpu_s}
@@ -222,11 +223,10 @@ def measured(place: str, options: argparse.Namespace) -> Figures:
     feature = FeatureStore(place)[options.feature]
     bench = Bench(feature, batch_size=options.batch_size, buffer_bytes=options.buffer_mib[-1] * 2**20)
     runs, rounds = bench.runs(), []
-    for turn in range(options.rounds + 1):
+    for turn in range(options.rounds):
         order = islice(cycle(runs), turn % len(runs), turn % len(runs) + len(runs))
-        figures = {name: timed(runs[name], len(bench.table)) for name in order}
+        figures = {name: timed_again(runs[name], len(bench.table)) for name in order}
         rounds.append({name: figures[name] for name in runs})
-    del rounds[0]
     memory = []
     for mib in options.buffer_mib:
         command = [sys.executable, __file__, "--store", place, "--feature", options.feature]

@@ -113,7 +113,8 @@ class ChunkReader(BatchReader):
         in_batches = BATCHES_HELD * self.batch_size * self._source.batch_bytes
         rows = (self.buffer_bytes - in_batches) // row_bytes
         least = 2 * self.batch_size if self.shuffle else self.batch_size
-        # For a moment what is read in one piece is there three times: as it came, cut into rows, in the pool.
+        # Rows read in one piece are there as they came and in the pool; without a pool they stay until the last
+        # of them is drawn. The third time is the allocator's.
         read = max(1, min(longest_block, READ_BYTES // row_bytes, rows // 8, (rows - least) // 3))
         capacity = rows - 3 * read
         if capacity < least:
@@ -174,6 +175,7 @@ class ChunkReader(BatchReader):
                         for number, chunk in enumerate(self._source.read(sequence[read:stop]), start=read):
                             if wanted[number]:
                                 pool.add(number, chunk)
+                            del chunk  # it would keep what was read with it
                     read = stop
                 batch = self._batch(sequence[drawn], [pool[number] for number in drawn.tolist()])
                 pool.remove(drawn.tolist())

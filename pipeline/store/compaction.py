@@ -278,4 +278,4 @@ class _Compaction:
             for number, row in enumerate(reader.encoded(first, min(stop, first + 16)), start=first):
                 if row is None:
                     raise StoreDamagedError(f"{reader.name}: row {number} of a track is not there.")
-                writer.append_encoded(row)
+                writer.append_encoded(bytes(row))

@@ -98,10 +98,10 @@ class ShardReader:
         slot: NDArray[np.uint64] = self._index(row // self._rows_per_shard)[row % self._rows_per_shard]
         return slot
 
-    def decode(self, encoded: bytes | memoryview, into: NDArray[Any], row: int) -> None:
+    def decode(self, encoded: memoryview, into: NDArray[Any], row: int) -> None:
         """Decompress a row of `encoded` into an array of a row's size; `row` is its number, for the error."""
         try:
-            blosc.decompress(memoryview(encoded)[:-4], into)
+            blosc.decompress(encoded[:-4], into)
         except (RuntimeError, ValueError) as error:
             raise self._damaged(f"row {row} cannot be decompressed") from error
 
@@ -149,11 +149,14 @@ class ShardReader:
     def _shard_key(self, shard: int) -> str:
         return shard_key(self._key, shard, 1 + len(self.row_shape))
 
-    def encoded(self, start: int, stop: int) -> list[bytes | None]:
-        """Return rows as they lie in the shard, checksums included and verified; None for erased ones."""
+    def encoded(self, start: int, stop: int) -> list[memoryview | None]:
+        """Return rows as they lie in the shard, checksums included and verified; None for erased ones.
+
+        Rows of one shard share the memory of what was read: it is free when all of them are.
+        """
         if not 0 <= start <= stop <= self.n_rows:
             raise self._damaged(f"rows {start} to {stop} were expected, it has {self.n_rows}")
-        found: list[bytes | None] = []
+        found: list[memoryview | None] = []
         while start < stop:
             shard, slot = divmod(start, self._rows_per_shard)
             count = min(stop - start, self._rows_per_shard - slot)
@@ -161,7 +164,7 @@ class ShardReader:
             start += count
         return found
 
-    def _encoded_of_shard(self, shard: int, slot: int, count: int) -> list[bytes | None]:
+    def _encoded_of_shard(self, shard: int, slot: int, count: int) -> list[memoryview | None]:
         """Read rows of one shard in one piece: they lie one behind the other."""
         try:
             return self._read_slots(shard, slot, count)
@@ -170,7 +173,7 @@ class ShardReader:
             self._indexes.pop(shard, None)
             return self._read_slots(shard, slot, count)
 
-    def _read_slots(self, shard: int, slot: int, count: int) -> list[bytes | None]:
+    def _read_slots(self, shard: int, slot: int, count: int) -> list[memoryview | None]:
         slots = [(int(offset), int(length)) for offset, length in self._index(shard)[slot : slot + count]]
         there = [(offset, length) for offset, length in slots if offset != MISSING]
         if not there:
@@ -178,12 +181,12 @@ class ShardReader:
         first = there[0][0]
         size = there[-1][0] + there[-1][1] - first
         try:
-            content = self._location.read_range(self._shard_key(shard), first, size)
+            content = memoryview(self._location.read_range(self._shard_key(shard), first, size))
         except FileNotFoundError as error:
             raise self._damaged(f"shard {shard} is missing") from error
         except OSError as error:
             raise self._damaged(f"shard {shard} cannot be read ({error.strerror or error})") from error
-        rows: list[bytes | None] = []
+        rows: list[memoryview | None] = []
         for number, (offset, length) in enumerate(slots, start=shard * self._rows_per_shard + slot):
             if offset == MISSING:
                 rows.append(None)

@@ -97,7 +97,7 @@ class ShardWriter:
         self._offset = 0
 
     def append_encoded(self, encoded: bytes | None) -> None:
-        """Append a row as `shard_reader.ShardReader.encoded` gives it; None for one that is not there."""
+        """Append an encoded row with its checksum; None for one that is not there."""
         slot = self.n_rows % self._rows_per_shard
         if self._file is None:
             number = self.n_rows // self._rows_per_shard
@@ -193,9 +193,10 @@ def checksum(content: bytes) -> bytes:
     return struct.pack("<I", google_crc32c.value(content))
 
 
-def is_intact(content: bytes) -> bool:
+def is_intact(content: bytes | memoryview) -> bool:
     """Return whether content ends in its own checksum: the CRC of both together is then one constant."""
-    return bool(google_crc32c.value(content) == _RESIDUE)
+    # The library takes bytes and arrays, but no memoryview.
+    return bool(google_crc32c.value(np.asarray(memoryview(content))) == _RESIDUE)
 
 
 def shard_key(array: str, number: int, n_axes: int) -> str:
