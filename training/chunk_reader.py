@@ -1,10 +1,10 @@
 """A reader of chunks in batches, in random order or as stored.
 
-reader = ChunkReader(store, "logmel", batch_size=32, targets="genre_code")
-loader = reader.loader(num_workers=2)
-for epoch in range(10):
-for batch in loader:  # {"logmel": ..., "valid_frames": ..., "track": ..., "chunk": ..., "target": ...}
-...
+    reader = ChunkReader(store, "logmel", batch_size=32, targets="genre_code")
+    loader = reader.loader(num_workers=2)
+    for epoch in range(10):
+        for batch in loader:  # {"logmel": ..., "valid_frames": ..., "track": ..., "chunk": ..., "target": ...}
+            ...
 """
 
 from collections.abc import Iterator, Sequence
