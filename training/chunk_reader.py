@@ -1,11 +1,4 @@
-"""A reader of chunks in batches, in random order or as stored.
-
-    reader = ChunkReader(store, "logmel", batch_size=32, targets="genre_code")
-    loader = reader.loader(num_workers=2)
-    for epoch in range(10):
-        for batch in loader:  # {"logmel": ..., "valid_frames": ..., "track": ..., "chunk": ..., "target": ...}
-            ...
-"""
+"""A reader of chunks in batches, in random order or as stored."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -70,6 +63,12 @@ class ChunkReader(BatchReader):
     A batch is a dict of tensors: each feature by its name, (chunk, ...); ``valid_frames`` (chunk,) int32;
     ``track`` (chunk,) int64, numbers in `track_ids`; ``chunk`` (chunk,) int64, the how manieth of its track;
     ``target`` if there are targets. For a DataLoader of one's own: ``DataLoader(reader, batch_size=None)``.
+
+    Examples
+    --------
+    >>> reader = ChunkReader(store, "logmel", batch_size=32, targets="genre_code")  # doctest: +SKIP
+    >>> for batch in reader.loader(num_workers=2):  # doctest: +SKIP
+    ...     batch["logmel"], batch["target"]
     """
 
     def __init__(
