@@ -191,6 +191,8 @@ class FeatureStore:
         for cached in ("_rows", "arrays", "_erased"):
             if cached in self.__dict__:
                 chosen.__dict__[cached] = self.__dict__[cached]
+        # Reading the labels of all tracks again would take seconds where there are many.
+        chosen.__dict__["tracks"] = self.tracks[self.tracks.index.isin(chosen._only)]
         return chosen
 
     @cached_property

@@ -1,23 +1,26 @@
 """Taking away: tracks whose file has gone, tracks that are to be forgotten, versions of features."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from pyarrow import parquet
 
 from pipeline.errors import StoreDamagedError, StoreError, UnknownNameError, did_you_mean
 from pipeline.store.erasures import Span, complete_erasures, erased_spans, erasures, name_hash, new_erasure
-from pipeline.store.index import Index, writable_index
+from pipeline.store.index import TRACKS_SCHEMA, Index, matching, writable_index
 from pipeline.store.lineage import command_line, provenance
 from pipeline.store.location import Location
 from pipeline.store.parts import part_group
 from pipeline.store.reading import check_collection
 from pipeline.store.versions import models_by_feature
 
+READERS = 16
 _SPAN = ["track_id", "part", "row_start", "n_chunks"]
+_SPAN_SCHEMA = pa.schema([TRACKS_SCHEMA.field(name) for name in _SPAN])
 
 
 def prune(place: "str | Location", *, collection: str | None = None, dry_run: bool = False) -> list[str]:
@@ -87,7 +90,7 @@ def forget(place: "str | Location", track_ids: Sequence[str]) -> Forgotten:
         what is left, once the shard is mended.
     """
     with writable_index(place, "mirstore forget") as index:
-        history = _history(index)
+        history = _history(index, track_ids)
         known = set(index.tracks(["track_id"])["track_id"])
         for name in sorted(set(track_ids) - known):  # one that was pruned is in the past only
             now = sorted(known & _names_ever(history, {name}))
@@ -126,9 +129,30 @@ def allow(place: "str | Location", track_ids: Sequence[str]) -> None:
                 replace(erasure, blocked=blocked).write(index.location)
 
 
-def _history(index: Index) -> pd.DataFrame:
-    """Return all rows that tracks had, in any snapshot, but for those that were erased."""
-    history = pd.concat([rows for rows in _tables_ever(index) if len(rows)] or [index.tracks(_SPAN)])
+def _history(index: Index, track_ids: Collection[str]) -> pd.DataFrame:
+    """Return all rows that tracks had, under any name, in any snapshot, but for those that were erased.
+
+    Whose rows else lie in parts of theirs is among it.
+    """
+    names, parts = set(track_ids), set[str]()
+    unread = _parts_with_dead_rows(index)
+    described = _described(index, unread)
+    read = set(unread)
+    while True:
+        wanted = {"track_id": names, "part": parts}
+        known = described["track_id"].isin(names) | described["part"].isin(parts)
+        history = pd.concat([*_rows_of_tables(index, wanted), described[known]], ignore_index=True)
+        history = _unerased(index, history)
+        found_names = _names_ever(history, names)
+        found_parts = set(history.loc[history["track_id"].isin(found_names), "part"])
+        if found_names <= names and found_parts <= parts:
+            return history
+        names, parts = names | found_names, parts | found_parts
+        described = pd.concat([described, _described(index, parts - read)], ignore_index=True)
+        read |= parts
+
+
+def _unerased(index: Index, history: pd.DataFrame) -> pd.DataFrame:
     history = history[history["part"].notna()].drop_duplicates(["track_id", "part", "row_start"])
     erased = erased_spans(index.location)
     spans = list(zip(history["part"], history["row_start"], strict=True))
@@ -160,23 +184,57 @@ def _spans_ever(index: Index, history: pd.DataFrame, track_ids: set[str]) -> lis
     ]
 
 
-def _tables_ever(index: Index) -> Iterator[pd.DataFrame]:
-    """Return the rows of every file of the ``tracks`` table, superseded ones too, and what parts say of theirs.
+def _rows_of_tables(index: Index, wanted: Mapping[str, Collection[str]]) -> Iterator[pd.DataFrame]:
+    """Return some rows of every file of the ``tracks`` table, superseded ones too."""
+    for stored in index.location.walk("tracks"):
+        if stored.key.endswith(".parquet") and "/_delta_log/" not in stored.key:
+            with index.location.native_file(stored.key) as source:
+                yield matching(parquet.ParquetFile(source), _SPAN_SCHEMA, wanted).to_pandas()
+
+
+def _parts_with_dead_rows(index: Index) -> set[str]:
+    """Return parts of any snapshot that have rows of which the newest snapshot and the erasures do not know.
+
+    Of the rows of all others everything is known: what else is said of them can only be another name.
+    """
+    live = index.tracks(["part", "row_start", "n_chunks"])
+    erased = [
+        (span.part, span.row_start, span.n_chunks)
+        for erasure in erasures(index.location)
+        for span in erasure.spans
+    ]
+    known = pd.concat([live[live["part"].notna()], pd.DataFrame(erased, columns=live.columns)])
+    known = known.drop_duplicates(["part", "row_start"]).groupby("part")["n_chunks"].sum()
+    rows = index.arrays(["part", "rows"]).groupby("part")["rows"].max()
+    whole = set(rows.index[known.reindex(rows.index).fillna(0) >= rows])
+    return set(index.arrays_since(index.format.oldest_snapshot)["part"]) - whole
+
+
+def _described(index: Index, parts: Collection[str]) -> pd.DataFrame:
+    """Return what parts say of their rows: who had them when they were written.
 
     Parts know of rows whose track was extracted again or failed halfway, after ``mirstore gc`` has removed
     the files of the table that did.
     """
-    yield index.tracks(_SPAN)
-    for stored in index.location.walk("tracks"):
-        if stored.key.endswith(".parquet") and "/_delta_log/" not in stored.key:
-            with index.location.native_file(stored.key) as source:
-                rows = parquet.ParquetFile(source).read(columns=_SPAN)
-            yield rows.to_pandas()
-    for part in sorted(set(index.arrays_since(index.format.oldest_snapshot)["part"])):
-        with suppress(StoreDamagedError):
-            described = part_group(index.location, part)["tracks"]
-            rows = [(track["track_id"], part, track["row_start"], track["n_chunks"]) for track in described]
-            yield pd.DataFrame([row for row in rows if row[0] is not None], columns=_SPAN)
+
+    def rows(part: str) -> list[tuple[str, str, int, int]]:
+        try:
+            tracks = part_group(index.location, part)["tracks"]
+        except StoreDamagedError:
+            return []
+        return [
+            (track["track_id"], part, track["row_start"], track["n_chunks"])
+            for track in tracks
+            if track["track_id"] is not None
+        ]
+
+    names = sorted(parts)
+    pieces = [pd.DataFrame(columns=_SPAN)]
+    with ThreadPoolExecutor(READERS) as pool:  # what takes time in a bucket is waiting
+        for start in range(0, len(names), 1024):
+            found = [row for some in pool.map(rows, names[start : start + 1024]) for row in some]
+            pieces.append(pd.DataFrame(found, columns=_SPAN))
+    return pd.concat(pieces, ignore_index=True)
 
 
 def drop(
