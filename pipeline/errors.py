@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 from features.errors import MirstoreError
 
-
 # difflib takes 80 µs a name; of more names than this, those that have most pieces in common are compared.
 _COMPARED = 1000
 _PIECE = 4  # characters

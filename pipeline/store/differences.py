@@ -17,7 +17,6 @@ ASPECTS: dict[str, tuple[str, ...]] = {
     "location": ("uri",),
     "file": ("size", "mtime_ns", "codec", "decoder", "source_rate", "channels", "peak"),
 }
-_COLUMNS = ["track_id", "part", *(name for names in ASPECTS.values() for name in names)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,33 +49,30 @@ def differences(old: FeatureStore, new: FeatureStore) -> Differences:
     old, new
         Of one store, as ``store.at(n)`` gives them.
     """
-    before, after = (_rows(store) for store in (old, new))
     return Differences(
-        old.snapshot,
-        new.snapshot,
-        _track_differences(before, after),
-        _feature_differences(old, new, before, after),
+        old.snapshot, new.snapshot, _track_differences(old, new), _feature_differences(old, new)
     )
 
 
-def _rows(store: FeatureStore) -> pd.DataFrame:
-    return store.index_rows(_COLUMNS).set_index("track_id").sort_index()
-
-
-def _track_differences(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
-    both = before.index.intersection(after.index)
-    old, new = before.loc[both], after.loc[both]
+def _track_differences(old: FeatureStore, new: FeatureStore) -> pd.DataFrame:
+    before, after = (pd.Index(store.index_rows(["track_id"])["track_id"]) for store in (old, new))
+    found = before.get_indexer(after)
+    numbers = found[found >= 0], np.flatnonzero(found >= 0)
+    both = after[numbers[1]]
     what = np.full(len(both), "", dtype=object)
-    for aspect, columns in ASPECTS.items():
+    for aspect, columns in ASPECTS.items():  # one by one: whole rows of a million tracks are a gigabyte
+        was, now = (
+            store.index_rows(columns).iloc[rows].reset_index(drop=True)
+            for store, rows in zip((old, new), numbers, strict=True)
+        )
         changed = np.zeros(len(both), dtype=bool)
         for name in columns:
-            missing = old[name].isna().to_numpy(), new[name].isna().to_numpy()
-            equal = (old[name] == new[name]).fillna(False).to_numpy(dtype=bool)
-            where = ~equal & ~(missing[0] & missing[1])
+            equal = (was[name] == now[name]).fillna(False).to_numpy(dtype=bool)
+            where = ~equal & ~(was[name].isna() & now[name].isna()).to_numpy()
             if name in LABEL_COLUMNS:
                 where[where] = [
                     _parsed(one) != _parsed(other)
-                    for one, other in zip(old.loc[where, name], new.loc[where, name], strict=True)
+                    for one, other in zip(was.loc[where, name], now.loc[where, name], strict=True)
                 ]
             changed |= where
         what[changed] += np.where(what[changed] == "", aspect, f", {aspect}")
@@ -84,8 +80,8 @@ def _track_differences(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFram
     tables = [
         pd.DataFrame({"track_id": index, "change": change, "what": aspects}, dtype=object)
         for index, change, aspects in (
-            (after.index.difference(before.index), "added", ""),
-            (before.index.difference(after.index), "removed", ""),
+            (after[found < 0], "added", ""),
+            (before.difference(both), "removed", ""),
             (both[touched], "changed", what[touched]),
         )
     ]
@@ -97,12 +93,10 @@ def _parsed(text: object) -> object:
     return json.loads(text) if isinstance(text, str) else {}
 
 
-def _feature_differences(
-    old: FeatureStore, new: FeatureStore, before: pd.DataFrame, after: pd.DataFrame
-) -> pd.DataFrame:
+def _feature_differences(old: FeatureStore, new: FeatureStore) -> pd.DataFrame:
     counts = []
-    for store, rows in ((old, before), (new, after)):
-        tracks = rows.groupby("part").size().rename("tracks").reset_index()
+    for store in (old, new):
+        tracks = store.index_rows(["part"]).groupby("part").size().rename("tracks").reset_index()
         arrays = store.arrays[["part", "feature", "fingerprint"]].drop_duplicates(["part", "fingerprint"])
         joined = arrays.merge(tracks, on="part", how="left")
         # By fingerprint, as a feature may be renamed; the newest name is the last.

@@ -554,9 +554,7 @@ def _frame(
     return _pandas(pa.concat_tables(pieces).combine_chunks())
 
 
-def matching(
-    file: parquet.ParquetFile, schema: pa.Schema, wanted: Mapping[str, Collection[str]]
-) -> pa.Table:
+def matching(file: parquet.ParquetFile, schema: pa.Schema, wanted: Mapping[str, Collection[str]]) -> pa.Table:
     """Return the rows of a table's file of which any column has one of its wanted values.
 
     Parameters

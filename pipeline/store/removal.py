@@ -4,13 +4,20 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 from pyarrow import parquet
 
 from pipeline.errors import StoreDamagedError, StoreError, UnknownNameError, did_you_mean
-from pipeline.store.erasures import Span, complete_erasures, erased_spans, erasures, name_hash, new_erasure
+from pipeline.store.erasures import (
+    Span,
+    complete_erasures,
+    erased_spans,
+    erasures,
+    name_hash,
+    new_erasure,
+    unerased,
+)
 from pipeline.store.index import TRACKS_SCHEMA, Index, matching, writable_index
 from pipeline.store.lineage import command_line, provenance
 from pipeline.store.location import Location
@@ -135,29 +142,23 @@ def _history(index: Index, track_ids: Collection[str]) -> pd.DataFrame:
     Whose rows else lie in parts of theirs is among it.
     """
     names, parts = set(track_ids), set[str]()
-    unread = _parts_with_dead_rows(index)
-    described = _described(index, unread)
-    read = set(unread)
+    erased = erased_spans(index.location)
+    read = _parts_with_dead_rows(index)
+    described = _described(index, read)
     while True:
         wanted = {"track_id": names, "part": parts}
         known = described["track_id"].isin(names) | described["part"].isin(parts)
         history = pd.concat([*_rows_of_tables(index, wanted), described[known]], ignore_index=True)
-        history = _unerased(index, history)
+        history = unerased(history[history["part"].notna()], erased)
+        history = history.drop_duplicates(["track_id", "part", "row_start"])
+        history = history.assign(span=list(zip(history["part"], history["row_start"], strict=True)))
         found_names = _names_ever(history, names)
         found_parts = set(history.loc[history["track_id"].isin(found_names), "part"])
         if found_names <= names and found_parts <= parts:
             return history
         names, parts = names | found_names, parts | found_parts
         described = pd.concat([described, _described(index, parts - read)], ignore_index=True)
-        read |= parts
-
-
-def _unerased(index: Index, history: pd.DataFrame) -> pd.DataFrame:
-    history = history[history["part"].notna()].drop_duplicates(["track_id", "part", "row_start"])
-    erased = erased_spans(index.location)
-    spans = list(zip(history["part"], history["row_start"], strict=True))
-    history = history.assign(span=spans)
-    return history[np.array([span not in erased for span in spans], dtype=bool)]
+        read = read | parts
 
 
 def _names_ever(history: pd.DataFrame, track_ids: set[str]) -> set[str]:
@@ -174,7 +175,7 @@ def _names_ever(history: pd.DataFrame, track_ids: set[str]) -> set[str]:
 def _spans_ever(index: Index, history: pd.DataFrame, track_ids: set[str]) -> list[Span]:
     """Return all rows that tracks have, or had under this or another name, in any snapshot."""
     found = history[history["track_id"].isin(_names_ever(history, track_ids))]
-    others = index.tracks(_SPAN)
+    others = index.tracks(_SPAN, parts=set(found["part"]))
     others = others[~others["track_id"].isin(track_ids) & others["part"].notna()]
     kept = set(zip(others["part"], others["row_start"], strict=True))
     found = found[~found["span"].isin(kept)].drop_duplicates(["part", "row_start"])
