@@ -4,8 +4,9 @@
 
 Makes ``FOLDER/catalog.yaml`` and its store, and next to FOLDER the real parts, for all stores there. Tracks
 come in parts of 16 with 128 chunks and four arrays; rows of the index go through `Index.commit`, in batches,
-then `Index.compact`. Every part has a folder of its own, whose log-mel is a symbolic link to that of one of a
-few real parts, in turn.
+then `Index.compact`. Every part has a folder and a description of its rows of its own; its arrays and
+coordinates are symbolic links to those of one of a few real parts, in turn. Their log-mel is noise, their other
+arrays are zeros.
 """
 
 import hashlib
@@ -39,6 +40,7 @@ ROWS = sum(CHUNKS)
 PARTS_A_COMMIT = 128
 GENRES = ("folk", "rock", "jazz", "electronic", "classical", "hip hop", "ambient", "metal", "reggae", "pop")
 DISTINCT_ROWS = 64
+DESCRIBED = ("track_id", "row_start", "n_chunks")
 
 
 def track_row(number: int, part: str, row_start: int, n_samples: int) -> TrackRow:
@@ -84,9 +86,11 @@ def part_rows(number: int) -> tuple[str, list[TrackRow]]:
     return part, rows
 
 
-def real_parts(folder: Folder, feature: Feature, count: int) -> list[str]:
-    """Write parts of log-mel, noise that compresses hardly better than music; return their names."""
+def real_parts(folder: Folder, features: tuple[Feature, ...], count: int) -> list[str]:
+    """Write parts whose log-mel is noise that compresses hardly better than music; return their names."""
     random = np.random.default_rng(0)
+    feature = next(feature for feature in features if feature.kind == "log_mel")
+    nothing = {other.name: np.zeros(other.row_shape, other.dtype) for other in features if other != feature}
     levels = np.linspace(-2.0, -9.0, feature.row_shape[0])[:, None]
     distinct = [
         feature.stored((levels + random.normal(0, 1.2, feature.row_shape)).astype(np.float32))
@@ -94,9 +98,11 @@ def real_parts(folder: Folder, feature: Feature, count: int) -> list[str]:
     ]
     written = []
     for _ in range(count):
-        with PartWriter(folder, [feature], computed_with((feature,))) as part:
+        with PartWriter(folder, features, computed_with(features)) as part:
             for row in random.integers(DISTINCT_ROWS, size=ROWS):
                 part.append(feature.name, distinct[row])
+                for name, zeros in nothing.items():
+                    part.append(name, zeros)
             for slot, n_chunks in enumerate(CHUNKS):
                 part.add_track(str(slot), np.full(n_chunks, feature.grid.frames_per_chunk, np.int32))
             written.append(part.finish()[0].part)
@@ -120,15 +126,16 @@ def array_row(feature: Feature, versions: str) -> ArrayRow:
     )
 
 
-def make_part(store: Path, part: str, features: tuple[Feature, ...], real: Path) -> None:
-    """Make a part's folder: its log-mel is a real one's, other arrays have only a name."""
+def make_part(store: Path, part: str, tracks: list[TrackRow], real: Path) -> None:
+    """Make a part's folder: the description of its rows is its own, all else is a real one's."""
     folder = store / "parts" / part
     folder.mkdir(parents=True)
-    for feature in features:
-        if feature.kind == "log_mel":
-            (folder / feature.array_name).symlink_to(os.path.relpath(real / feature.array_name, folder))
-        else:
-            (folder / feature.array_name).mkdir()
+    described = [{name: getattr(track, name) for name in DESCRIBED} for track in tracks]
+    group = {"zarr_format": 3, "node_type": "group", "attributes": {"tracks": described}}
+    (folder / "zarr.json").write_text(json.dumps(group), "utf-8")
+    for name in os.listdir(real):
+        if name != "zarr.json":
+            (folder / name).symlink_to(os.path.relpath(real / name, folder))
 
 
 def build(folder: Path, n_tracks: int, n_real: int) -> None:
@@ -140,8 +147,7 @@ def build(folder: Path, n_tracks: int, n_real: int) -> None:
     features = tuple(load_catalog(folder / "catalog.yaml").resolved_features().values())
     real = Folder(folder.parent / "real")
     if not real.exists("names.json"):
-        log_mel = next(feature for feature in features if feature.kind == "log_mel")
-        real.write("names.json", json.dumps(real_parts(real, log_mel, n_real)).encode())
+        real.write("names.json", json.dumps(real_parts(real, features, n_real)).encode())
     names = json.loads(real.read("names.json"))
     versions = computed_with(features)
     like = [array_row(feature, versions[feature.name]) for feature in features]
@@ -154,7 +160,7 @@ def build(folder: Path, n_tracks: int, n_real: int) -> None:
         for number in range(start, min(n_parts, start + PARTS_A_COMMIT)):
             part, rows = part_rows(number)
             source = names[number % len(names)]
-            make_part(folder / "store", part, features, real.path / "parts" / source)
+            make_part(folder / "store", part, rows, real.path / "parts" / source)
             tracks += rows
             arrays += [replace(row, part=part) for row in like]
         index.commit(arrays=arrays, added=tracks, provenance=about)

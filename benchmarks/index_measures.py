@@ -9,9 +9,7 @@ import json
 import shutil
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from index_build import CHUNKS, COLLECTIONS, part_rows
+from index_upkeep import MEASURES as OF_UPKEEP
 from numpy.typing import NDArray
+from stopwatch import Figures, Stopwatch, Taken, now
 
 from pipeline.catalog import load_catalog
 from pipeline.planning import INDEXED_COLUMNS, Action, files_to_hash, plan, wanted_features
@@ -31,28 +31,6 @@ from pipeline.store.records import ArrayRow, TrackRow
 CHANGED = 1000
 LOOKED_UP = 1000
 JOBS = 20
-Taken = tuple[float, float]
-Figures = dict[str, Taken]
-
-
-def now() -> NDArray[np.float64]:
-    """Return two clocks: wall time and CPU of all threads."""
-    return np.array([time.perf_counter(), time.process_time()])
-
-
-class Stopwatch:
-    """Wall time and CPU by name."""
-
-    def __init__(self) -> None:
-        self.taken: Figures = {}
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Time a block."""
-        begun = now()
-        yield
-        wall_s, cpu_s = now() - begun
-        self.taken[name] = float(wall_s), float(cpu_s)
 
 
 def quantile(taken: Sequence[NDArray[np.float64]], share: float) -> Taken:
@@ -252,6 +230,7 @@ MEASURES: Mapping[str, Callable[[Path], Figures]] = {
         merge,
         merge_jobs,
         compaction,
+        *OF_UPKEEP,
     )
 }
 

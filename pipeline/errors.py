@@ -1,9 +1,14 @@
 """Errors of the pipeline, grouped by what the one who meets them can do."""
 
 import difflib
+import heapq
 from collections.abc import Iterable
 
 from features.errors import MirstoreError
+
+# difflib takes 80 µs a name; of more names than this, those that have most pieces in common are compared.
+_COMPARED = 1000
+_PIECE = 4  # characters
 
 
 class CatalogError(MirstoreError):
@@ -81,5 +86,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     >>> did_you_mean("logmle", ["audio", "logmel"])
     " Did you mean 'logmel'?"
     """
-    close = difflib.get_close_matches(name, list(known), n=1)
+    names = list(known)
+    if len(names) > _COMPARED:
+        pieces = [name[start : start + _PIECE] for start in range(0, len(name), _PIECE)]
+        names = heapq.nlargest(_COMPARED, names, key=lambda other: sum(piece in other for piece in pieces))
+    close = difflib.get_close_matches(name, names, n=1)
     return f" Did you mean {close[0]!r}?" if close else ""

@@ -65,10 +65,11 @@ def parts_table(index: Index) -> pd.DataFrame:
     DataFrame
         `rows`, `live`, `bytes` and `kind` (which arrays it has, computed with what) by part.
     """
-    arrays = index.arrays()
-    arrays["kind"] = arrays["fingerprint"] + " " + arrays["computed_with"]
+    arrays = index.arrays(["part", "rows", "bytes", "fingerprint", "computed_with"])
+    # Numbers for the long texts, of which there are few.
+    arrays["kind"] = arrays.groupby(["fingerprint", "computed_with"]).ngroup().astype(str)
     by_part = arrays.sort_values("fingerprint").groupby("part")
-    table = by_part.agg(rows=("rows", "max"), bytes=("bytes", "sum"), kind=("kind", "\n".join))
+    table = by_part.agg(rows=("rows", "max"), bytes=("bytes", "sum"), kind=("kind", " ".join))
     tracks = index.tracks(["part", "n_chunks"])
     live = tracks[tracks["part"].notna()].groupby("part")["n_chunks"].sum()
     table["live"] = live.reindex(table.index).fillna(0).astype("int64")
@@ -172,9 +173,9 @@ class _Compaction:
         self.empty = list(empty)
         self.on_progress = on_progress
         self.about = provenance(command_line("compact"))
-        tracks = index.tracks()
-        self.tracks = {part: rows for part, rows in tracks[tracks["part"].notna()].groupby("part")}
-        self.arrays = {part: rows for part, rows in index.arrays().groupby("part")}
+        parts = [part for group in groups for part in group]
+        self.tracks = index.tracks(parts=parts).groupby("part")
+        self.arrays = index.arrays(parts=parts).groupby("part")
 
     def run(self, report: CompactReport, parts: pd.DataFrame) -> CompactReport:
         arrays: list[ArrayRow] = []
@@ -228,7 +229,7 @@ class _Compaction:
         spans: list[tuple[str, int, int]] = []
         tracks: list[TrackRow] = []
         for part in group:
-            for track in track_rows(self.tracks[part].sort_values("row_start")):
+            for track in track_rows(self.tracks.get_group(part).sort_values("row_start")):
                 start, count = track.row_start or 0, track.n_chunks or 0
                 row_start = layout.add_track(track.track_id, grid.valid_frames(track.n_samples or 0))
                 spans.append((part, start, count))
@@ -250,9 +251,9 @@ class _Compaction:
         names = {
             (part, row["fingerprint"]): row
             for part in group
-            for row in self.arrays[part].to_dict(orient="records")
+            for row in self.arrays.get_group(part).to_dict(orient="records")
         }
-        for fingerprint in self.arrays[group[0]]["fingerprint"]:
+        for fingerprint in self.arrays.get_group(group[0])["fingerprint"]:
             first = names[group[0], fingerprint]
             array = f"{first['feature']}@{fingerprint}"
             readers = {part: ShardReader(location, part, names[part, fingerprint]["array"]) for part in group}

@@ -18,7 +18,6 @@ ASPECTS: dict[str, tuple[str, ...]] = {
     "location": ("uri",),
     "file": ("size", "mtime_ns", "codec", "decoder", "source_rate", "channels", "peak"),
 }
-_COLUMNS = ["track_id", "part", "row_start", *(name for names in ASPECTS.values() for name in names)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,42 +52,43 @@ def differences(old: FeatureStore, new: FeatureStore) -> Differences:
     old, new
         Of one store, as ``store.at(n)`` gives them.
     """
-    before, after = (_rows(store) for store in (old, new))
     return Differences(
-        old.snapshot,
-        new.snapshot,
-        _track_differences(before, after),
-        _feature_differences(old, new, before, after),
+        old.snapshot, new.snapshot, _track_differences(old, new), _feature_differences(old, new)
     )
 
 
-def _rows(store: FeatureStore) -> pd.DataFrame:
-    return store.index_rows(_COLUMNS).set_index("track_id").sort_index()
-
-
-def _track_differences(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
-    both = before.index.intersection(after.index)
-    added, removed = after.index.difference(before.index), before.index.difference(after.index)
-    moves = _moves(before.loc[removed], after.loc[added])
-    what = _changes(before.loc[both], after.loc[both])
-    also = _changes(before.loc[moves["old"]], after.loc[moves["new"]], besides="location")
-    touched = what != ""
+def _track_differences(old: FeatureStore, new: FeatureStore) -> pd.DataFrame:
+    before, after = (
+        store.index_rows(["track_id", "part", "row_start"]).reset_index(drop=True) for store in (old, new)
+    )
+    place = pd.Index(before["track_id"]).get_indexer(after["track_id"])  # -1: there was no such name
+    removed = before.drop(index=place[place >= 0])
+    added = after[place < 0]
+    moves = _moves(removed, added)
+    pairs = (
+        np.concatenate([place[place >= 0], moves["old"]]),
+        np.concatenate([np.flatnonzero(place >= 0), moves["new"]]),
+    )
+    moved = np.arange(len(pairs[0])) >= len(pairs[0]) - len(moves)
+    what = _changes(old, new, pairs, moved)
+    touched = ~moved & (what != "")
+    names = after["track_id"].to_numpy()[pairs[1]]
     tables = [
         pd.DataFrame(
-            {"track_id": index, "change": change, "what": aspects, "old_track_id": old}, dtype=object
+            {"track_id": tracks, "change": change, "what": aspects, "old_track_id": other}, dtype=object
         )
-        for index, change, aspects, old in (
-            (added.difference(moves["new"]), "added", "", None),
-            (removed.difference(moves["old"]), "removed", "", None),
-            (both[touched], "changed", what[touched], None),
-            (moves["new"], "moved", also, moves["old"]),
+        for tracks, change, aspects, other in (
+            (added["track_id"].drop(index=moves["new"]), "added", "", None),
+            (removed["track_id"].drop(index=moves["old"]), "removed", "", None),
+            (names[touched], "changed", what[touched], None),
+            (names[moved], "moved", what[moved], before["track_id"].to_numpy()[moves["old"]]),
         )
     ]
     return pd.concat(tables).sort_values("track_id", ignore_index=True)
 
 
 def _moves(removed: pd.DataFrame, added: pd.DataFrame) -> pd.DataFrame:
-    """Names `old` and `new` of the tracks whose rows have another name now."""
+    """Row numbers `old` and `new` of the tracks whose features have another name now."""
     old, new = (
         rows.loc[rows["part"].notna(), ["part", "row_start"]].rename_axis(name).reset_index()
         for rows, name in ((removed, "old"), (added, "new"))
@@ -96,24 +96,31 @@ def _moves(removed: pd.DataFrame, added: pd.DataFrame) -> pd.DataFrame:
     return old.merge(new, on=["part", "row_start"])[["old", "new"]]
 
 
-def _changes(old: pd.DataFrame, new: pd.DataFrame, *, besides: str = "") -> NDArray[np.object_]:
-    """What changed of each of some tracks, but for one aspect; "" where nothing did."""
-    old, new = old.reset_index(drop=True), new.reset_index(drop=True)  # a moved track's names differ
-    what = np.full(len(old), "", dtype=object)
-    for aspect, columns in ASPECTS.items():
-        if aspect == besides:
-            continue
-        changed = np.zeros(len(old), dtype=bool)
+def _changes(
+    old: FeatureStore,
+    new: FeatureStore,
+    pairs: tuple[NDArray[np.int64], NDArray[np.int64]],
+    moved: NDArray[np.bool_],
+) -> NDArray[np.object_]:
+    """What changed of each pair of rows, beside the place of those that moved; "" where nothing did."""
+    what = np.full(len(moved), "", dtype=object)
+    for aspect, columns in ASPECTS.items():  # one by one: whole rows of a million tracks are a gigabyte
+        was, now = (
+            store.index_rows(columns).iloc[rows].reset_index(drop=True)
+            for store, rows in zip((old, new), pairs, strict=True)
+        )
+        changed = np.zeros(len(moved), dtype=bool)
         for name in columns:
-            missing = old[name].isna().to_numpy(), new[name].isna().to_numpy()
-            equal = (old[name] == new[name]).fillna(False).to_numpy(dtype=bool)
-            where = ~equal & ~(missing[0] & missing[1])
+            equal = (was[name] == now[name]).fillna(False).to_numpy(dtype=bool)
+            where = ~equal & ~(was[name].isna() & now[name].isna()).to_numpy()
             if name in LABEL_COLUMNS:
                 where[where] = [
                     _parsed(one) != _parsed(other)
-                    for one, other in zip(old.loc[where, name], new.loc[where, name], strict=True)
+                    for one, other in zip(was.loc[where, name], now.loc[where, name], strict=True)
                 ]
             changed |= where
+        if aspect == "location":
+            changed &= ~moved
         what[changed] += np.where(what[changed] == "", aspect, f", {aspect}")
     return what
 
@@ -123,12 +130,10 @@ def _parsed(text: object) -> object:
     return json.loads(text) if isinstance(text, str) else {}
 
 
-def _feature_differences(
-    old: FeatureStore, new: FeatureStore, before: pd.DataFrame, after: pd.DataFrame
-) -> pd.DataFrame:
+def _feature_differences(old: FeatureStore, new: FeatureStore) -> pd.DataFrame:
     counts = []
-    for store, rows in ((old, before), (new, after)):
-        tracks = rows.groupby("part").size().rename("tracks").reset_index()
+    for store in (old, new):
+        tracks = store.index_rows(["part"]).groupby("part").size().rename("tracks").reset_index()
         arrays = store.arrays[["part", "feature", "fingerprint"]].drop_duplicates(["part", "fingerprint"])
         joined = arrays.merge(tracks, on="part", how="left")
         # By fingerprint, as a feature may be renamed; the newest name is the last.

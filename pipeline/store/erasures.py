@@ -14,7 +14,7 @@ import hashlib
 import json
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,8 @@ from pipeline.store.parts import PARTS, part_key
 from pipeline.store.shard_reader import blank_rows
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from pipeline.store.index import Index
 
 ERASED = "erased"
@@ -151,6 +153,15 @@ def _erasure(location: Location, key: str) -> Erasure:
 def erased_spans(location: Location) -> set[tuple[str, int]]:
     """Return part and first row of every erased track."""
     return {(span.part, span.row_start) for erasure in erasures(location) for span in erasure.spans}
+
+
+def unerased(rows: "pd.DataFrame", erased: Collection[tuple[str, int]]) -> "pd.DataFrame":
+    """Return rows of the ``tracks`` table, with `part` and `row_start`, but for those of erased tracks."""
+    suspect = rows["part"].isin({part for part, _ in erased}).to_numpy(dtype=bool)
+    suspects = rows.loc[suspect, ["part", "row_start"]].itertuples(index=False)
+    kept = ~suspect
+    kept[suspect] = [tuple(span) not in erased for span in suspects]
+    return rows[kept]
 
 
 def blocked_hashes(location: Location) -> set[str]:

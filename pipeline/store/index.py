@@ -7,18 +7,20 @@ are Delta's own atomic ones. Each commit of ``tracks`` is a snapshot, and names 
 """
 
 import contextlib
+import functools
 import itertools
 import json
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, Field, write_deltalake
 from deltalake.exceptions import DeltaError
 from deltalake.schema import PrimitiveType
@@ -45,6 +47,7 @@ COMMITS_LOOKED_AT = 100
 SHOWN_OF_AN_ERROR = 160  # characters
 _OWN_NAMES = {FORMAT_FILE, "arrays", "erased", "lock.json", "models", "parts", "tracks", "lost+found"}
 _LOG = "_delta_log"
+_ROWS_A_PIECE = 65_536
 
 
 def _schema(row: type) -> pa.Schema:
@@ -372,19 +375,21 @@ class Index:
         """Return the ``arrays`` table of a store that is not there yet."""
         return _pandas(ARRAYS_SCHEMA.empty_table())
 
-    def tracks(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """Every row of the ``tracks`` table."""
+    def tracks(
+        self, columns: Sequence[str] | None = None, *, parts: Collection[str] | None = None
+    ) -> pd.DataFrame:
+        """Every row of the ``tracks`` table, or those of some parts."""
+        names = list(columns or TRACKS_SCHEMA.names)
         with self._reading():
-            return _frame(
-                self.location, "tracks", self._tracks, TRACKS_SCHEMA, list(columns or TRACKS_SCHEMA.names)
-            )
+            return _frame(self.location, "tracks", self._tracks, TRACKS_SCHEMA, names, parts)
 
-    def arrays(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """Every row of the ``arrays`` table."""
+    def arrays(
+        self, columns: Sequence[str] | None = None, *, parts: Collection[str] | None = None
+    ) -> pd.DataFrame:
+        """Every row of the ``arrays`` table, or those of some parts."""
+        names = list(columns or ARRAYS_SCHEMA.names)
         with self._reading():
-            return _frame(
-                self.location, "arrays", self._arrays, ARRAYS_SCHEMA, list(columns or ARRAYS_SCHEMA.names)
-            )
+            return _frame(self.location, "arrays", self._arrays, ARRAYS_SCHEMA, names, parts)
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -523,7 +528,12 @@ def writable_index(place: "str | os.PathLike[str] | Location", command: str) -> 
 
 
 def _frame(
-    location: Location, name: str, table: DeltaTable, schema: pa.Schema, columns: Sequence[str]
+    location: Location,
+    name: str,
+    table: DeltaTable,
+    schema: pa.Schema,
+    columns: Sequence[str],
+    parts: Collection[str] | None = None,
 ) -> pd.DataFrame:
     """Return columns of a table, read file by file; those that an older format lacks are missing."""
     wanted = pa.schema([schema.field(column) for column in columns])
@@ -533,12 +543,38 @@ def _frame(
         with location.native_file(f"{name}/{uri.rpartition('/')[2]}") as source:
             file = parquet.ParquetFile(source)
             have = [column for column in columns if column in file.schema_arrow.names]
-            piece = file.read(columns=have)
+            if parts is None:
+                piece = file.read(columns=have)
+            else:
+                piece = matching(file, pa.schema([wanted.field(name) for name in have]), {"part": parts})
         for field in wanted:
             if field.name not in have:
                 piece = piece.append_column(field.name, pa.nulls(len(piece), field.type))
         pieces.append(piece.select(columns).cast(wanted))
     return _pandas(pa.concat_tables(pieces).combine_chunks())
+
+
+def matching(file: parquet.ParquetFile, schema: pa.Schema, wanted: Mapping[str, Collection[str]]) -> pa.Table:
+    """Return the rows of a table's file of which any column has one of its wanted values.
+
+    Parameters
+    ----------
+    file
+        Open; it is read a piece at a time, so that memory holds little but what is returned.
+    schema
+        Of what to return.
+    wanted
+        Values by column.
+    """
+    values = {name: pa.array(list(some), pa.string()) for name, some in wanted.items()}
+    pieces = [schema.empty_table()]
+    for batch in file.iter_batches(_ROWS_A_PIECE, columns=schema.names):
+        # A file that a merge wrote has texts of a type that cannot be filtered.
+        piece = pa.Table.from_batches([batch]).select(schema.names).cast(schema)
+        pieces.append(
+            piece.filter(functools.reduce(pc.or_, [pc.is_in(piece[n], some) for n, some in values.items()]))
+        )
+    return pa.concat_tables(pieces)
 
 
 def _pandas(table: pa.Table) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from features.framing import Grid
 from pipeline.errors import StoreDamagedError, StoreError, UnknownNameError, did_you_mean
-from pipeline.store.erasures import erased_spans
+from pipeline.store.erasures import erased_spans, unerased
 from pipeline.store.index import TRACKS_SCHEMA, Index
 from pipeline.store.lineage import commits_table
 from pipeline.store.location import Location, location_of
@@ -191,6 +191,8 @@ class FeatureStore:
         for cached in ("_rows", "arrays", "_erased"):
             if cached in self.__dict__:
                 chosen.__dict__[cached] = self.__dict__[cached]
+        # Reading the labels of all tracks again would take seconds where there are many.
+        chosen.__dict__["tracks"] = self.tracks[self.tracks.index.isin(chosen._only)]
         return chosen
 
     @cached_property
@@ -203,14 +205,12 @@ class FeatureStore:
 
     def _unerased(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Leave out tracks that were forgotten since: not even the past has them."""
-        if not self._erased:
-            return rows
-        spans = zip(rows["part"], rows["row_start"], strict=True)
-        erased = np.array([(part, start) in self._erased for part, start in spans], dtype=bool)
-        return rows[~erased]
+        return unerased(rows, self._erased) if self._erased else rows
 
     def index_rows(self, columns: Sequence[str]) -> pd.DataFrame:
         """Columns of the index for every file it knows, failed ones too, but not for what was forgotten."""
+        if not self._erased:
+            return self.index.tracks(columns)
         needed = [*columns, *(name for name in ("part", "row_start") if name not in columns)]
         return self._unerased(self.index.tracks(needed))[list(columns)]
 

@@ -1,33 +1,20 @@
 """Taking away: tracks that have gone, tracks that are to be forgotten, versions of features."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-import numpy as np
 import pandas as pd
-from pyarrow import parquet
 
-from pipeline.errors import AudioError, StoreDamagedError, StoreError, UnknownNameError, did_you_mean
+from pipeline.errors import AudioError, StoreError, UnknownNameError, did_you_mean
 from pipeline.remote_files import content_hash
-from pipeline.store.erasures import (
-    FORGOTTEN,
-    complete_erasures,
-    erased_spans,
-    erasures,
-    name_hash,
-    new_erasure,
-)
-from pipeline.store.index import Index, writable_index
+from pipeline.store.erasures import FORGOTTEN, complete_erasures, erasures, name_hash, new_erasure
+from pipeline.store.index import writable_index
 from pipeline.store.lineage import command_line, provenance
 from pipeline.store.location import Location
-from pipeline.store.parts import part_group
 from pipeline.store.reading import check_collection
 from pipeline.store.tracks_ever import ForgottenTrack, TracksEver
 from pipeline.store.versions import models_by_feature
-
-_SPAN = ["track_id", "part", "row_start", "n_chunks"]
-_PAST = [*_SPAN, "content_hash"]
 
 
 def prune(
@@ -135,7 +122,7 @@ def forget(place: "str | Location", track_ids: Sequence[str], *, dry_run: bool =
         what is left, once the shard is mended.
     """
     with writable_index(place, "mirstore forget") as index:
-        past = TracksEver(index, _history(index), set(track_ids))
+        past = TracksEver(index, set(track_ids))
         past.check()
         found = [past.of(name) for name in sorted(past.wanted)]
         if not dry_run:
@@ -194,38 +181,6 @@ def allow(place: "str | Location", track_ids: Sequence[str]) -> None:
             )
             if allowed != erasure:
                 allowed.write(index.location)
-
-
-def _history(index: Index) -> pd.DataFrame:
-    """Return all rows that tracks had, in any snapshot, but for those that were erased."""
-    history = pd.concat([rows for rows in _tables_ever(index) if len(rows)] or [index.tracks(_PAST)])
-    history = history[history["part"].notna()].drop_duplicates(
-        ["track_id", "part", "row_start", "content_hash"]
-    )
-    erased = erased_spans(index.location)
-    spans = list(zip(history["part"], history["row_start"], strict=True))
-    history = history.assign(span=spans)
-    return history[np.array([span not in erased for span in spans], dtype=bool)]
-
-
-def _tables_ever(index: Index) -> Iterator[pd.DataFrame]:
-    """Return the rows of every file of the ``tracks`` table, superseded ones too, and what parts say of theirs.
-
-    Parts know of rows whose track was extracted again or failed halfway, after ``mirstore gc`` has removed
-    the files of the table that did.
-    """
-    yield index.tracks(_PAST)
-    for stored in index.location.walk("tracks"):
-        if stored.key.endswith(".parquet") and "/_delta_log/" not in stored.key:
-            with index.location.native_file(stored.key) as source:
-                rows = parquet.ParquetFile(source).read(columns=_PAST)
-            yield rows.to_pandas()
-    for part in sorted(set(index.arrays_since(index.format.oldest_snapshot)["part"])):
-        with suppress(StoreDamagedError):
-            described = part_group(index.location, part)["tracks"]
-            rows = [(track["track_id"], part, track["row_start"], track["n_chunks"]) for track in described]
-            table = pd.DataFrame([row for row in rows if row[0] is not None], columns=_SPAN)
-            yield table.assign(content_hash=None)
 
 
 def drop(

@@ -1,16 +1,23 @@
 """Tracks through all snapshots: the names they had, the rows, the content of their files."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pandas as pd
+import pyarrow as pa
+from pyarrow import parquet
 
-from pipeline.errors import UnknownNameError, did_you_mean
-from pipeline.store.erasures import Span
-from pipeline.store.index import Index
+from pipeline.errors import StoreDamagedError, UnknownNameError, did_you_mean
+from pipeline.store.erasures import Span, erased_spans, erasures, unerased
+from pipeline.store.index import TRACKS_SCHEMA, Index, matching
+from pipeline.store.parts import part_group
 
+READERS = 16
 _EXAMPLES = 3
+_PAST = ["track_id", "part", "row_start", "n_chunks", "content_hash"]
+_SCHEMA = pa.schema([TRACKS_SCHEMA.field(name) for name in _PAST])
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +52,14 @@ class TracksEver:
     ----------
     index
         Newest snapshot.
-    history
-        All rows that tracks had in any snapshot, but for erased ones: `track_id`, `part`, `row_start`,
-        `n_chunks`, `content_hash`, and `span`, the pair of part and first row.
     wanted
         Identifiers.
     """
 
-    def __init__(self, index: Index, history: pd.DataFrame, wanted: set[str]) -> None:
+    def __init__(self, index: Index, wanted: set[str]) -> None:
         self.index, self.wanted = index, wanted
         self.now = index.tracks(["track_id", "part", "row_start", "content_hash"])
-        # Of a million tracks only a few are looked at.
+        history = _history(index, wanted)
         self.history = history[history["track_id"].isin(names_ever(history, wanted))]
         self.spans_of: Mapping[str, set[tuple[str, int]]] = defaultdict(set)
         self.names_of: Mapping[tuple[str, int], set[str]] = defaultdict(set)
@@ -131,6 +135,84 @@ class TracksEver:
     def spans(self) -> list[Span]:
         """All rows to erase."""
         return [Span(str(part), int(start), count) for (part, start), count in self.lengths.items()]
+
+
+def _history(index: Index, track_ids: Collection[str]) -> pd.DataFrame:
+    """Return all rows that tracks had, under any name, in any snapshot, but for those that were erased.
+
+    Whose rows else lie in parts of theirs is among it.
+    """
+    names, parts = set(track_ids), set[str]()
+    erased = erased_spans(index.location)
+    read = _parts_with_dead_rows(index)
+    described = _described(index, read)
+    while True:
+        wanted = {"track_id": names, "part": parts}
+        known = described["track_id"].isin(names) | described["part"].isin(parts)
+        history = pd.concat([*_rows_of_tables(index, wanted), described[known]], ignore_index=True)
+        history = unerased(history[history["part"].notna()], erased)
+        history = history.drop_duplicates(["track_id", "part", "row_start", "content_hash"])
+        history = history.assign(span=list(zip(history["part"], history["row_start"], strict=True)))
+        found_names = names_ever(history, names)
+        found_parts = set(history.loc[history["track_id"].isin(found_names), "part"])
+        if found_names <= names and found_parts <= parts:
+            return history
+        names, parts = names | found_names, parts | found_parts
+        described = pd.concat([described, _described(index, parts - read)], ignore_index=True)
+        read = read | parts
+
+
+def _rows_of_tables(index: Index, wanted: Mapping[str, Collection[str]]) -> Iterator[pd.DataFrame]:
+    """Return some rows of every file of the ``tracks`` table, superseded ones too."""
+    for stored in index.location.walk("tracks"):
+        if stored.key.endswith(".parquet") and "/_delta_log/" not in stored.key:
+            with index.location.native_file(stored.key) as source:
+                yield matching(parquet.ParquetFile(source), _SCHEMA, wanted).to_pandas()
+
+
+def _parts_with_dead_rows(index: Index) -> set[str]:
+    """Return parts of any snapshot that have rows of which the newest snapshot and the erasures do not know.
+
+    Of the rows of all others everything is known: what else is said of them can only be another name.
+    """
+    live = index.tracks(["part", "row_start", "n_chunks"])
+    erased = [
+        (span.part, span.row_start, span.n_chunks)
+        for erasure in erasures(index.location)
+        for span in erasure.spans
+    ]
+    known = pd.concat([live[live["part"].notna()], pd.DataFrame(erased, columns=live.columns)])
+    known = known.drop_duplicates(["part", "row_start"]).groupby("part")["n_chunks"].sum()
+    rows = index.arrays(["part", "rows"]).groupby("part")["rows"].max()
+    whole = set(rows.index[known.reindex(rows.index).fillna(0) >= rows])
+    return set(index.arrays_since(index.format.oldest_snapshot)["part"]) - whole
+
+
+def _described(index: Index, parts: Collection[str]) -> pd.DataFrame:
+    """Return what parts say of their rows: who had them when they were written.
+
+    Parts know of rows whose track was extracted again or failed halfway, after ``mirstore gc`` has removed
+    the files of the table that did.
+    """
+
+    def rows(part: str) -> list[tuple[str, str, int, int, None]]:
+        try:
+            tracks = part_group(index.location, part)["tracks"]
+        except StoreDamagedError:
+            return []
+        return [
+            (track["track_id"], part, track["row_start"], track["n_chunks"], None)
+            for track in tracks
+            if track["track_id"] is not None
+        ]
+
+    names = sorted(parts)
+    pieces = [pd.DataFrame(columns=_PAST)]
+    with ThreadPoolExecutor(READERS) as pool:  # what takes time in a bucket is waiting
+        for start in range(0, len(names), 1024):
+            found = [row for some in pool.map(rows, names[start : start + 1024]) for row in some]
+            pieces.append(pd.DataFrame(found, columns=_PAST))
+    return pd.concat(pieces, ignore_index=True)
 
 
 def names_ever(history: pd.DataFrame, track_ids: set[str]) -> set[str]:

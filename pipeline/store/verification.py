@@ -1,10 +1,12 @@
 """Verification: everything is read again and compared with its checksums and with the index."""
 
+import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,13 +15,15 @@ import zarr
 from numpy.typing import NDArray
 
 from pipeline.errors import StoreDamagedError
-from pipeline.store.erasures import erased_spans
+from pipeline.store.erasures import erased_spans, unerased
 from pipeline.store.index import Index
 from pipeline.store.location import Location
 from pipeline.store.parts import COORDINATES, part_group, part_key
 from pipeline.store.shard_reader import ShardReader
 
 ROWS_PER_READ = 64
+_OF_TRACKS = ["track_id", "part", "row_start", "n_chunks", "n_samples"]
+_OF_ARRAYS = ["part", "array", "fingerprint", "rows", "bytes", "row_shape", "dtype"]
 COLUMNS = ["part", "array", "track_ids", "tracks", "problem"]
 
 
@@ -87,28 +91,27 @@ def verify(
     """
     index = Index(place, snapshot)
     erased = erased_spans(index.location)
-    tracks, arrays = index.tracks(), index.arrays()
-    spans = list(zip(tracks["part"], tracks["row_start"], strict=True))
-    tracks = tracks[np.array([span not in erased for span in spans], dtype=bool)]
-    placed = tracks[tracks["part"].notna()]
-    by_part = dict(iter(placed.groupby("part")))
+    tracks, arrays = index.tracks(_OF_TRACKS), index.arrays(_OF_ARRAYS)
+    tracks = unerased(tracks, erased) if erased else tracks
+    placed = _Placed(tracks[tracks["part"].notna()])
     problems = list(_problems_of_index(index, tracks, arrays))
     done, total = 0, int(arrays["bytes"].sum())
-    with ThreadPoolExecutor(max(1, os.cpu_count() or 1)) as pool:
-        checks = {}
-        for row in arrays.to_dict(orient="records"):
-            checks[pool.submit(_problem_of_array, index, row, by_part.get(row["part"]))] = row["bytes"]
-        for part in sorted(set(arrays["part"])):
-            checks[pool.submit(_problem_of_part, index, part, by_part.get(part))] = 0
-        for check in as_completed(checks):
-            done += checks[check]
-            on_progress(done, total)
-            problem = check.result()
-            if problem is not None:
-                problems.append(problem)
+    arrays = arrays.sort_values("part", kind="stable")
+    checks: Iterator[_Check] = itertools.chain(
+        (
+            (row.bytes, partial(_problem_of_array, index, row, placed))
+            for row in arrays.itertuples(index=False)
+        ),
+        ((0, partial(_problem_of_part, index, part, placed)) for part in arrays["part"].unique()),
+    )
+    for n_bytes, problem in _done(checks):
+        done += n_bytes
+        on_progress(done, total)
+        if problem is not None:
+            problems.append(problem)
     problems.sort(key=lambda problem: (problem.part or "", problem.array or ""))
     table = pd.DataFrame(
-        [(p.part, p.array, names := _affected(p, by_part), len(names), p.problem) for p in problems],
+        [(p.part, p.array, names := _affected(p, placed), len(names), p.problem) for p in problems],
         columns=COLUMNS,
         dtype=object,  # what is None stays so
     )
@@ -122,19 +125,50 @@ def verify(
     )
 
 
-def _affected(problem: _Problem, by_part: Mapping[str, pd.DataFrame]) -> list[str]:
+class _Placed:
+    """Tracks that have rows, by part: a frame for each of many parts would take gigabytes."""
+
+    def __init__(self, tracks: pd.DataFrame) -> None:
+        self._tracks = tracks
+        self._numbers = tracks.groupby("part").indices
+
+    def __len__(self) -> int:
+        return len(self._tracks)
+
+    def of(self, part: str | None) -> pd.DataFrame:
+        """Return the tracks of a part."""
+        return self._tracks.iloc[self._numbers.get(part, [])]
+
+
+_Check = tuple[int, Callable[[], _Problem | None]]
+
+
+def _done(checks: Iterator[_Check]) -> Iterator[tuple[int, _Problem | None]]:
+    """Return bytes and outcome of each check, made with a thread a core; few of them wait at a time."""
+    n_threads = max(1, os.cpu_count() or 1)
+    with ThreadPoolExecutor(n_threads) as pool:
+        bytes_of: dict[Future[_Problem | None], int] = {}
+        while True:
+            for n_bytes, check in itertools.islice(checks, 4 * n_threads - len(bytes_of)):
+                bytes_of[pool.submit(check)] = n_bytes
+            if not bytes_of:
+                return
+            for check_done in wait(bytes_of, return_when=FIRST_COMPLETED).done:
+                yield bytes_of.pop(check_done), check_done.result()
+
+
+def _affected(problem: _Problem, placed: _Placed) -> list[str]:
     if problem.track_ids is not None:
         return sorted(problem.track_ids)
-    part = problem.part or ""
-    return sorted(by_part[part]["track_id"]) if part in by_part else []
+    return sorted(placed.of(problem.part)["track_id"])
 
 
-def _problem_of_array(index: Index, row: dict[str, Any], tracks: pd.DataFrame | None) -> _Problem | None:
-    """Read all rows of an array; return what is wrong."""
-    part, array = row["part"], row["array"]
+def _problem_of_array(index: Index, row: Any, placed: _Placed) -> _Problem | None:
+    """Read all rows of an array, a row of the table of arrays; return what is wrong."""
+    part, array, tracks = row.part, row.array, placed.of(row.part)
     try:
         reader = ShardReader(index.location, part, array)
-        expected = (row["rows"], tuple(json.loads(row["row_shape"])), np.dtype(row["dtype"]))
+        expected = (row.rows, tuple(json.loads(row.row_shape)), np.dtype(row.dtype))
         found = (reader.n_rows, reader.row_shape, reader.dtype)
         if found != expected:
             return _Problem(part, array, f"the index says {_form(*expected)}, the part has {_form(*found)}")
@@ -171,10 +205,8 @@ def _bad_rows(reader: ShardReader, owned: NDArray[np.bool_]) -> Iterator[tuple[i
                 yield row, _reason(error)
 
 
-def _tracks_of(rows: list[int], tracks: pd.DataFrame | None) -> Iterator[str]:
+def _tracks_of(rows: list[int], tracks: pd.DataFrame) -> Iterator[str]:
     """Return the tracks to which rows belong."""
-    if tracks is None:
-        return
     for track_id, (start, count) in zip(tracks["track_id"], _row_ranges(tracks), strict=True):
         if any(start <= row < start + count for row in rows):
             yield track_id
@@ -189,13 +221,12 @@ def _reason(error: StoreDamagedError) -> str:
     return str(error).partition(": ")[2] or str(error)
 
 
-def _row_ranges(tracks: pd.DataFrame | None) -> Iterator[tuple[int, int]]:
-    if tracks is not None:
-        for start, count in zip(tracks["row_start"], tracks["n_chunks"], strict=True):
-            yield int(start), int(count)
+def _row_ranges(tracks: pd.DataFrame) -> Iterator[tuple[int, int]]:
+    for start, count in zip(tracks["row_start"], tracks["n_chunks"], strict=True):
+        yield int(start), int(count)
 
 
-def _problem_of_part(index: Index, part: str, tracks: pd.DataFrame | None) -> _Problem | None:
+def _problem_of_part(index: Index, part: str, placed: _Placed) -> _Problem | None:
     """Compare a part's own description of its rows with the index."""
     try:
         described = {(t["row_start"], t["n_chunks"]) for t in part_group(index.location, part)["tracks"]}
@@ -207,8 +238,7 @@ def _problem_of_part(index: Index, part: str, tracks: pd.DataFrame | None) -> _P
         return _Problem(part, None, _reason(error))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         return _Problem(part, None, f"its coordinates cannot be read ({' '.join(str(error).split())})")
-    if tracks is None:
-        return None
+    tracks = placed.of(part)
     for track_id, n_samples, (start, count) in zip(
         tracks["track_id"], tracks["n_samples"], _row_ranges(tracks), strict=True
     ):

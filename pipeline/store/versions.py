@@ -51,7 +51,7 @@ def feature_versions(store: FeatureStore) -> FeatureVersions:
     fingerprints = table["fingerprint"]
     added = {
         "parameters": [parameters[fingerprint] for fingerprint in fingerprints],
-        "of_tracks": len(store.tracks),
+        "of_tracks": len(store.placed_rows(["track_id"])),
         "in_catalog": fingerprints.isin(list(current.values())).astype(object) if current else None,
         "computed_with": [computed_with[fingerprint] for fingerprint in fingerprints],
         "models": [models.get(fingerprint, []) for fingerprint in fingerprints],
