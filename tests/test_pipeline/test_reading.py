@@ -16,7 +16,7 @@ LOGMEL = "logmel: {kind: log_mel, from: audio, n_mels: 32}"
 
 
 @pytest.fixture(scope="module")
-def full_store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+def full_store(tmp_path_factory: pytest.TempPathFactory, scheduler: str) -> FeatureStore:
     """Three synthetic songs on the default grid, with embeddings."""
     from pipeline.sample import write_sample_collection
 
@@ -25,7 +25,7 @@ def full_store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
     root = Path(__file__).parents[2]
     text = (root / "catalog.yaml").read_text().replace("./demo/music", "./music")
     (folder / "catalog.yaml").write_text(text)
-    report = extract(folder / "catalog.yaml", workers=1)
+    report = extract(folder / "catalog.yaml", scheduler=scheduler)
     assert (report.songs, report.failures) == (3, 0)
     return FeatureStore(folder / "catalog.yaml")
 
@@ -174,7 +174,7 @@ def test_status_counts_what_is_there(full_store: FeatureStore) -> None:
 
 @pytest.mark.parametrize("precision", ["auto", "float32"])
 def test_an_embedding_made_from_the_cache_is_the_same_bits(
-    full_store: FeatureStore, tmp_path: Path, precision: str
+    full_store: FeatureStore, tmp_path: Path, scheduler: str, precision: str
 ) -> None:
     """Made with the audio at hand, and later from the cached log-mel, where the songs have gone."""
     import shutil
@@ -186,18 +186,18 @@ def test_an_embedding_made_from_the_cache_is_the_same_bits(
     line = next(line for line in text.splitlines() if line.strip().startswith("embedding:"))
     catalog.write_text(text.replace(line, line.replace("}", f", precision: {precision}}}")))
     shutil.rmtree(folder / "store")
-    extract(catalog, workers=1)
+    extract(catalog, scheduler=scheduler)
     made = FeatureStore(catalog)["embedding"]
     expected = {track_id: made.stored(track_id).tobytes() for track_id in made.tracks.index}
 
     shutil.rmtree(folder / "store")
     catalog.write_text(text.replace(line, ""))
-    extract(catalog, workers=1)
+    extract(catalog, scheduler=scheduler)
     for song in (folder / "music").iterdir():
         if song.suffix == ".ogg":
             song.write_bytes(song.read_bytes())  # touched: the row changes, no audio is decoded
     catalog.write_text(text.replace(line, line.replace("}", f", precision: {precision}}}")))
-    report = extract(catalog, workers=2)
+    report = extract(catalog, scheduler=scheduler)
     assert (report.songs, report.computed) == (0, 3)
     later = FeatureStore(catalog)["embedding"]
     assert {track_id: later.stored(track_id).tobytes() for track_id in later.tracks.index} == expected
