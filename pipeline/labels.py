@@ -18,8 +18,9 @@ from pipeline.label_tables import Finding, LabelTable, label_table, with_text_la
 from pipeline.manifests import header_rows
 from pipeline.store.index import Index, writable_index
 from pipeline.store.lineage import command_line, provenance
-from pipeline.store.reading import LABEL_COLUMNS, FeatureStore, label_column
+from pipeline.store.reading import FeatureStore
 from pipeline.store.records import TrackRow, track_rows
+from pipeline.store.track_table import LABEL_COLUMNS, label_column
 
 if TYPE_CHECKING:
     from pipeline.store.location import Location

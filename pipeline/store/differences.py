@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.store.reading import LABEL_COLUMNS, FeatureStore
+from pipeline.store.reading import FeatureStore
+from pipeline.store.track_table import LABEL_COLUMNS
 
 # Columns of the index, by what a reader calls their change. Where the rows lie (part, row_start) is no change of a
 # track: compaction moves them. Where they lie alike under two names, the track was moved.

@@ -7,7 +7,6 @@ are Delta's own atomic ones. Each commit of ``tracks`` is a snapshot, and names 
 """
 
 import contextlib
-import functools
 import itertools
 import json
 import math
@@ -20,54 +19,38 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, Field, write_deltalake
 from deltalake.exceptions import DeltaError
 from deltalake.schema import PrimitiveType
-from pyarrow import parquet
 
 from features.framing import Grid
 from pipeline.errors import (
     StoreDamagedError,
     StoreError,
     StoreFormatError,
-    StoreWriteError,
     UnknownNameError,
 )
 from pipeline.store.erasures import complete_erasures
-from pipeline.store.folder import REFUSALS
 from pipeline.store.format_file import FORMAT, StoreFormat, read_format
 from pipeline.store.lineage import command_line, counted, provenance
 from pipeline.store.location import FORMAT_FILE, Location, Lock, location_of
 from pipeline.store.records import ArrayRow, TrackRow
+from pipeline.store.tables import (
+    ARRAYS_SCHEMA,
+    LOG,
+    TRACKS_SCHEMA,
+    committing,
+    log_entry,
+    pandas_frame,
+    shortened,
+    table_frame,
+    table_of,
+)
 
 # Small commits leave small files; past this many a reader gains from having them merged.
 FILES_BEFORE_COMPACTION = 32
 COMMITS_LOOKED_AT = 100
-SHOWN_OF_AN_ERROR = 160  # characters
 _OWN_NAMES = {FORMAT_FILE, "arrays", "erased", "lock.json", "models", "parts", "tracks", "lost+found"}
-_LOG = "_delta_log"
-_ROWS_A_PIECE = 65_536
-
-
-def _schema(row: type) -> pa.Schema:
-    kinds = {str: pa.string(), int: pa.int64(), float: pa.float64()}
-    columns = []
-    for column in fields(row):
-        kind: Any = column.type
-        options = getattr(kind, "__args__", (kind,))
-        columns.append(pa.field(column.name, kinds[options[0]], nullable=type(None) in options))
-    return pa.schema(columns)
-
-
-TRACKS_SCHEMA = _schema(TrackRow)
-ARRAYS_SCHEMA = _schema(ArrayRow)
-
-
-def _table(rows: Sequence[TrackRow] | Sequence[ArrayRow], schema: pa.Schema) -> pa.Table:
-    # Column by column: `asdict` copies every cell deeply.
-    columns = [pa.array([getattr(row, field.name) for row in rows], field.type) for field in schema]
-    return pa.Table.from_arrays(columns, schema=schema)
 
 
 class Index:
@@ -104,7 +87,7 @@ class Index:
             self._arrays = self._open("arrays", self._arrays_version())
         except (DeltaError, OSError) as error:
             raise StoreDamagedError(
-                f"{self.location}: the index cannot be opened ({_shortened(error)}). Restore it from a backup."
+                f"{self.location}: the index cannot be opened ({shortened(error)}). Restore it from a backup."
             ) from error
 
     def _open(self, name: str, version: int | None = None) -> DeltaTable:
@@ -147,22 +130,7 @@ class Index:
         UnknownNameError
             If its log entry is gone.
         """
-        return self._log_entry("tracks", snapshot)
-
-    def _log_entry(self, table: str, version: int) -> dict[str, Any]:
-        # From the log itself: `DeltaTable.history` numbers the commits wrongly on a table opened in the past.
-        try:
-            lines = self.location.read(f"{table}/{_LOG}/{version:020}.json").splitlines()
-        except FileNotFoundError as error:
-            raise UnknownNameError(
-                f"{self.location}: the log of {table} has no entry {version} any more."
-            ) from error
-        for line in lines:
-            entry = json.loads(line)
-            if "commitInfo" in entry:
-                about: dict[str, Any] = entry["commitInfo"]
-                return about
-        return {"timestamp": 0}
+        return log_entry(self.location, "tracks", snapshot)
 
     def last_commit(self) -> dict[str, Any]:
         """Return what this snapshot's commit says of itself."""
@@ -204,14 +172,14 @@ class Index:
         named = sorted(self._named_arrays_versions(snapshot))
         wanted = {named[0], named[-1]}
         for version in range(named[0] + 1, named[-1] + 1):
-            if self._log_entry("arrays", version).get("operation") not in ("WRITE", "OPTIMIZE"):
+            if log_entry(self.location, "arrays", version).get("operation") not in ("WRITE", "OPTIMIZE"):
                 wanted.add(max(other for other in named if other < version))
         states = [self.arrays(["part", "array"])]
         for version in sorted(wanted - {self.arrays_version}):
             # What another tool vacuumed cannot be read, and then neither can the snapshots that name it.
             with contextlib.suppress(DeltaError, OSError, pa.ArrowException):
                 state = self._open("arrays", version)
-                states.append(_frame(self.location, "arrays", state, ARRAYS_SCHEMA, ["part", "array"]))
+                states.append(table_frame(self.location, "arrays", state, ARRAYS_SCHEMA, ["part", "array"]))
         return pd.concat(states, ignore_index=True).drop_duplicates(ignore_index=True)
 
     def _named_arrays_versions(self, snapshot: int) -> set[int]:
@@ -310,7 +278,7 @@ class Index:
             raise StoreError(
                 f"{location} is no store and holds other files, such as {foreign[0]!r}. Name an empty folder."
             )
-        if location.exists(f"tracks/{_LOG}/{1:020}.json"):
+        if location.exists(f"tracks/{LOG}/{1:020}.json"):
             raise StoreDamagedError(
                 f"{location} has tracks but no {FORMAT_FILE}. Restore that file from a backup."
             )
@@ -322,7 +290,7 @@ class Index:
         }
         for name, schema in (("tracks", TRACKS_SCHEMA), ("arrays", ARRAYS_SCHEMA)):
             url, options = location.table(name)
-            with _committing(location):
+            with committing(location):
                 DeltaTable.create(
                     url,
                     schema=schema,
@@ -368,12 +336,12 @@ class Index:
     @staticmethod
     def no_tracks() -> pd.DataFrame:
         """Return the ``tracks`` table of a store that is not there yet."""
-        return _pandas(TRACKS_SCHEMA.empty_table())
+        return pandas_frame(TRACKS_SCHEMA.empty_table())
 
     @staticmethod
     def no_arrays() -> pd.DataFrame:
         """Return the ``arrays`` table of a store that is not there yet."""
-        return _pandas(ARRAYS_SCHEMA.empty_table())
+        return pandas_frame(ARRAYS_SCHEMA.empty_table())
 
     def tracks(
         self, columns: Sequence[str] | None = None, *, parts: Collection[str] | None = None
@@ -381,7 +349,7 @@ class Index:
         """Every row of the ``tracks`` table, or those of some parts."""
         names = list(columns or TRACKS_SCHEMA.names)
         with self._reading():
-            return _frame(self.location, "tracks", self._tracks, TRACKS_SCHEMA, names, parts)
+            return table_frame(self.location, "tracks", self._tracks, TRACKS_SCHEMA, names, parts)
 
     def arrays(
         self, columns: Sequence[str] | None = None, *, parts: Collection[str] | None = None
@@ -389,7 +357,7 @@ class Index:
         """Every row of the ``arrays`` table, or those of some parts."""
         names = list(columns or ARRAYS_SCHEMA.names)
         with self._reading():
-            return _frame(self.location, "arrays", self._arrays, ARRAYS_SCHEMA, names, parts)
+            return table_frame(self.location, "arrays", self._arrays, ARRAYS_SCHEMA, names, parts)
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -398,7 +366,7 @@ class Index:
         except (DeltaError, OSError, pa.ArrowException) as error:
             raise StoreDamagedError(
                 f"{self.location}, snapshot {self.version}: the index cannot be read "
-                f"({_shortened(error)}). Name a newer snapshot, or restore it from a backup."
+                f"({shortened(error)}). Name a newer snapshot, or restore it from a backup."
             ) from error
 
     def commit(
@@ -440,7 +408,7 @@ class Index:
             if arrays:
                 write_deltalake(
                     self._arrays,
-                    _table(arrays, ARRAYS_SCHEMA),
+                    table_of(arrays, ARRAYS_SCHEMA),
                     mode="append",
                     commit_properties=CommitProperties(custom_metadata=dict(provenance)),
                 )
@@ -462,7 +430,7 @@ class Index:
                 self._merge([*updated, *added], removed, properties)
             else:
                 write_deltalake(
-                    self._tracks, _table(added, TRACKS_SCHEMA), mode="append", commit_properties=properties
+                    self._tracks, table_of(added, TRACKS_SCHEMA), mode="append", commit_properties=properties
                 )
 
     def _about(self, provenance: Mapping[str, str], counts: str) -> CommitProperties:
@@ -478,7 +446,7 @@ class Index:
         gone = [TrackRow(track_id, "", "", 0, 0, "removed") for track_id in removed]
         (
             self._tracks.merge(
-                _table([*updated, *gone], TRACKS_SCHEMA),
+                table_of([*updated, *gone], TRACKS_SCHEMA),
                 predicate="target.track_id = source.track_id",
                 source_alias="source",
                 target_alias="target",
@@ -503,7 +471,7 @@ class Index:
     def _committing(self) -> Iterator[None]:
         if self.lock is not None:
             self.lock.check()
-        with _committing(self.location):
+        with committing(self.location):
             yield
 
 
@@ -525,80 +493,3 @@ def writable_index(place: "str | os.PathLike[str] | Location", command: str) -> 
         index.lock = lock
         index.recover()
         yield index
-
-
-def _frame(
-    location: Location,
-    name: str,
-    table: DeltaTable,
-    schema: pa.Schema,
-    columns: Sequence[str],
-    parts: Collection[str] | None = None,
-) -> pd.DataFrame:
-    """Return columns of a table, read file by file; those that an older format lacks are missing."""
-    wanted = pa.schema([schema.field(column) for column in columns])
-    pieces = [wanted.empty_table()]
-    for uri in reversed(table.file_uris()):  # the log lists the newest first
-        # Not `DeltaTable.to_pyarrow_table`: its files are in Python, see `Location.native_file`.
-        with location.native_file(f"{name}/{uri.rpartition('/')[2]}") as source:
-            file = parquet.ParquetFile(source)
-            have = [column for column in columns if column in file.schema_arrow.names]
-            if parts is None:
-                piece = file.read(columns=have)
-            else:
-                piece = matching(file, pa.schema([wanted.field(name) for name in have]), {"part": parts})
-        for field in wanted:
-            if field.name not in have:
-                piece = piece.append_column(field.name, pa.nulls(len(piece), field.type))
-        pieces.append(piece.select(columns).cast(wanted))
-    return _pandas(pa.concat_tables(pieces).combine_chunks())
-
-
-def matching(file: parquet.ParquetFile, schema: pa.Schema, wanted: Mapping[str, Collection[str]]) -> pa.Table:
-    """Return the rows of a table's file of which any column has one of its wanted values.
-
-    Parameters
-    ----------
-    file
-        Open; it is read a piece at a time, so that memory holds little but what is returned.
-    schema
-        Of what to return.
-    wanted
-        Values by column.
-    """
-    values = {name: pa.array(list(some), pa.string()) for name, some in wanted.items()}
-    pieces = [schema.empty_table()]
-    for batch in file.iter_batches(_ROWS_A_PIECE, columns=schema.names):
-        # A file that a merge wrote has texts of a type that cannot be filtered.
-        piece = pa.Table.from_batches([batch]).select(schema.names).cast(schema)
-        pieces.append(
-            piece.filter(functools.reduce(pc.or_, [pc.is_in(piece[n], some) for n, some in values.items()]))
-        )
-    return pa.concat_tables(pieces)
-
-
-def _pandas(table: pa.Table) -> pd.DataFrame:
-    """Return a frame whose whole numbers stay whole where some are missing."""
-    # A table without chunks has columns that pandas cannot join.
-    whole = table if table.num_rows else table.schema.empty_table()
-    frame: pd.DataFrame = whole.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
-    return frame
-
-
-def _shortened(error: Exception) -> str:
-    """Return an error's text on one line; delta-rs may print all of a log's structure."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= SHOWN_OF_AN_ERROR else f"{text[:SHOWN_OF_AN_ERROR]}..."
-
-
-@contextmanager
-def _committing(location: Location) -> Iterator[None]:
-    """Turn a refused commit into one line; delta-rs wraps the system's errors in its own."""
-    try:
-        yield
-    except (DeltaError, OSError) as error:
-        text = str(error)
-        for number, words in REFUSALS.items():
-            if f"os error {number}" in text or os.strerror(number) in text:
-                raise StoreWriteError(f"cannot commit to {location}: {words}.") from error
-        raise StoreWriteError(f"cannot commit to {location}: {' '.join(text.split())}") from error

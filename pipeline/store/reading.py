@@ -1,6 +1,5 @@
 """Reading the store: tracks as a DataFrame, features as arrays with seconds on their axes."""
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,11 +13,12 @@ from numpy.typing import NDArray
 from features.framing import Grid
 from pipeline.errors import StoreDamagedError, StoreError, UnknownNameError, did_you_mean
 from pipeline.store.erasures import erased_spans, unerased
-from pipeline.store.index import TRACKS_SCHEMA, Index
+from pipeline.store.index import Index
 from pipeline.store.lineage import commits_table
 from pipeline.store.location import Location, location_of
 from pipeline.store.parts import PARTS, part_key
 from pipeline.store.stored_feature import StoredFeature
+from pipeline.store.track_table import LABEL_COLUMNS, OF_FAILURES, has_any, queried, with_labels
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -182,9 +182,9 @@ class FeatureStore:
             if name not in tracks.columns:
                 raise UnknownNameError(f"tracks have no column {name!r}.{did_you_mean(name, tracks.columns)}")
             values = list(value) if pd.api.types.is_list_like(value) else [value]
-            tracks = tracks[_has_any(tracks[name], values)]
+            tracks = tracks[has_any(tracks[name], values)]
         if query is not None:
-            tracks = _queried(tracks, query)
+            tracks = queried(tracks, query)
         chosen = object.__new__(FeatureStore)
         chosen._wanted, chosen.location, chosen.index = self._wanted, self.location, self.index
         chosen._only = tracks.index.sort_values()
@@ -239,8 +239,8 @@ class FeatureStore:
         kept. Of labels of one name, those added by ``mirstore labels add`` come before a manifest's, and
         these before the file's own tags.
         """
-        rows = self._rows[self._rows["part"].notna()].drop(columns=list(_OF_FAILURES))
-        tracks = _with_labels(rows).set_index("track_id").sort_index()
+        rows = self._rows[self._rows["part"].notna()].drop(columns=list(OF_FAILURES))
+        tracks = with_labels(rows).set_index("track_id").sort_index()
         return tracks if self._only is None else tracks[tracks.index.isin(self._only)]
 
     @property
@@ -434,58 +434,6 @@ def check_collection(location: Location, name: str | Sequence[str], known: "pd.S
         raise UnknownNameError(
             f"{location} has no collection {names[0]!r}.{did_you_mean(names[0], known.unique())}"
         )
-
-
-def _has_any(column: "pd.Series[Any]", values: Sequence[Any]) -> NDArray[np.bool_]:
-    """Return where a column has one of some values, or a list with one of them in it."""
-    lists = np.array([isinstance(cell, list) for cell in column], dtype=bool)
-    found = np.zeros(len(column), dtype=bool)
-    found[~lists] = column[~lists].isin(values)
-    found[lists] = [any(value in cell for value in values) for cell in column[lists]]
-    return found
-
-
-def _queried(tracks: pd.DataFrame, query: str) -> pd.DataFrame:
-    try:
-        found: pd.DataFrame = tracks.query(query, engine="python", level=2)  # variables of `select`'s caller
-        return found
-    except Exception as error:  # whatever a wrong expression raises in pandas
-        reason = " ".join(str(error).split())
-        raise StoreError(
-            f"cannot select by {query!r}: {reason}. Columns are {', '.join(tracks.columns)}."
-        ) from error
-
-
-LABEL_COLUMNS = ("file_tags", "labels", "added_labels")
-_OF_FAILURES = ("stage", "reason")
-# Columns of `FeatureStore.tracks` that no label hides.
-TRACK_COLUMNS = tuple(name for name in TRACKS_SCHEMA.names if name not in (*LABEL_COLUMNS, *_OF_FAILURES))
-
-
-def label_column(name: str) -> str:
-    """Return the column of `FeatureStore.tracks` that holds a label: no two labels have the same."""
-    core = name
-    while core.startswith("label_"):
-        core = core.removeprefix("label_")
-    return f"label_{name}" if core in TRACK_COLUMNS else name
-
-
-def _with_labels(rows: pd.DataFrame) -> pd.DataFrame:
-    """Turn the JSON of labels into columns; a label named as a column of the index is prefixed."""
-    sources = [rows[name] for name in LABEL_COLUMNS if rows[name].notna().any()]
-    rows = rows.drop(columns=list(LABEL_COLUMNS))
-    if not sources:
-        return rows
-    merged: list[dict[str, Any]] = [{} for _ in range(len(rows))]
-    for source in sources:
-        numbers = np.flatnonzero(source.notna())
-        # All at once: a call a text takes three times as long.
-        found = json.loads(f"[{','.join(source.iloc[numbers])}]")
-        for number, known in zip(numbers, found, strict=True):
-            merged[number].update(known)
-    labels = pd.DataFrame(merged, index=rows.index)
-    labels = labels.rename(columns=label_column)
-    return pd.concat([rows, labels], axis=1)
 
 
 def open_part(place: "str | os.PathLike[str] | Location", part: str) -> "xr.Dataset":

@@ -11,8 +11,9 @@ from pyarrow import parquet
 
 from pipeline.errors import StoreDamagedError, UnknownNameError, did_you_mean
 from pipeline.store.erasures import Span, erased_spans, erasures, unerased
-from pipeline.store.index import TRACKS_SCHEMA, Index, matching
+from pipeline.store.index import Index
 from pipeline.store.parts import part_group
+from pipeline.store.tables import TRACKS_SCHEMA, matching
 
 READERS = 16
 _EXAMPLES = 3
