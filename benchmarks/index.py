@@ -1,11 +1,11 @@
-"""How the index grows: what opening, planning, looking up and committing cost with up to a million tracks.
+"""How the index grows: what opening, planning, looking up, committing and upkeep cost with up to a million tracks.
 
     python benchmarks/index.py --out index.json --plot index.png
 
 Makes a synthetic store of each size (`index_build.py`) and measures each thing in a process of its own
-(`index_measures.py`), in seconds of wall time and of CPU, with the process's peak memory. Prints a table by
-number of tracks, with the exponent of growth: the slope of log CPU against log tracks over the largest tenfold.
-It is the CPU's because others may be running on the machine.
+(`index_measures.py`, `index_upkeep.py`), in seconds of wall time and of CPU, with the process's peak memory.
+Prints a table by number of tracks, with the exponent of growth: the slope of log CPU against log tracks over the
+largest tenfold. It is the CPU's because others may be running on the machine.
 """
 
 import argparse
@@ -22,9 +22,11 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000)
-MEASURES = (
-    "opening tracks past plan_unchanged plan_changed lookups append merge merge_jobs compaction".split()
-)
+MEASURES = """
+    opening tracks past plan_unchanged plan_changed lookups append merge merge_jobs compaction
+    features halves labels relabelled exporting dropping forgetting forgetting_worn compacting rewriting
+    listing collecting verifying
+""".split()
 DECADE = 10
 Figures = dict[str, Any]
 

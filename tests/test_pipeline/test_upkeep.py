@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from pipeline import FeatureStore, extract
 from pipeline.errors import StoreDamagedError, StoreError, UnknownNameError
-from pipeline.store import removal
+from pipeline.store import removal, tracks_ever
 from pipeline.store.compaction import TARGET_ROWS, compact, groups_to_merge
 from pipeline.store.erasures import (
     DONE_FILES_KEPT,
@@ -289,6 +289,38 @@ def test_rows_that_no_table_knows_any_more_are_forgotten_too(small: Any) -> None
     removal.forget(small.store_folder, [track("a")])
     assert not is_anywhere(small, wanted)
     assert small.rows() == {key: rows for key, rows in before.items() if key[0] != track("a")}
+
+
+def test_rows_that_only_parts_know_under_an_earlier_name_are_forgotten_too(small: Any) -> None:
+    """The part with the newest rows is whole, so that it is looked into only because they are the track's."""
+    wanted = pieces(small, track("a"))
+    replace_song(small, "a", 91)
+    small.extract()
+    wanted |= pieces(small, track("a"))
+    (small.music / "a.wav").rename(small.music / "moved.wav")
+    assert small.extract().moved == 1
+    collect_garbage(small.store_folder, grace_s=0, keep_s=0)
+    before = small.rows()
+    assert removal.forget(small.store_folder, [track("moved")]).parts == 2
+    assert not is_anywhere(small, wanted)
+    assert small.rows() == {key: rows for key, rows in before.items() if key[0] != track("moved")}
+
+
+def test_only_parts_with_rows_that_are_nobodys_are_looked_into(small: Any) -> None:
+    def looked_into() -> set[str]:
+        return tracks_ever._parts_with_dead_rows(Index(small.store_folder))
+
+    first = small.store.tracks.loc[track("a"), "part"]
+    assert looked_into() == set()
+    replace_song(small, "a", 92)
+    small.extract()
+    assert looked_into() == {first}
+    removal.forget(small.store_folder, [track("a")])
+    assert looked_into() == set()
+    (small.music / "b.wav").unlink()
+    small.extract()
+    removal.prune(small.store_folder)
+    assert looked_into() == {first}
 
 
 def test_orphans_under_an_earlier_name_are_forgotten(small: Any) -> None:
