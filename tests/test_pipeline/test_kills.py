@@ -17,7 +17,7 @@ from pipeline.store.location import FORMAT_FILE
 from pipeline.store.reading import open_part
 
 N_SONGS = 64
-N_KILLS = 10
+N_KILLS = 20
 HANG_S = 300.0  # far past what any run here takes, on a slow and loaded machine too
 
 
