@@ -209,7 +209,7 @@ def test_one_file(
             (Action.EXTRACT, "failed before the file went"),
         ),
         (broken("a", status="gone", part="p"), [], (Action.EXTRACT, "failed before the file went")),
-        (broken("a", status="gone", part="p", stage="fetch"), [], (Action.UPDATE, "the file is back")),
+        (broken("a", status="gone", part="p", stage="fetch"), [], (Action.UPDATE, "back in its collection")),
     ],
 )
 def test_forgotten_content(row: TrackRow, forgotten: list[str], expected: tuple[Action, str]) -> None:
