@@ -21,7 +21,7 @@ from distributed import Client, Future, LocalCluster
 from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
 
-from pipeline.errors import ClusterError
+from pipeline.errors import ClusterError, MissingGuardError
 from pipeline.jobs import ComputeJob, ExtractJob, JobResult
 from pipeline.workers import Workers, run_within, scheduler_gone
 
@@ -78,7 +78,7 @@ def connected(*, workers: int | None, scheduler: str | None) -> Iterator[Client]
         stack.enter_context(dask.config.set(_SETTINGS))
         if scheduler is None:
             n_workers = workers or available_cores()
-            with _deaf_to_interrupts():
+            with _deaf_to_interrupts(), _told_of_a_missing_guard():
                 cluster = LocalCluster(
                     n_workers=n_workers,
                     threads_per_worker=1,
@@ -124,6 +124,15 @@ def _release_locks() -> None:
 
 
 @contextmanager
+def _told_of_a_missing_guard() -> Iterator[None]:
+    """Say why workers could not start: each had imported a script that starts workers."""
+    try:
+        yield
+    except RuntimeError:
+        raise MissingGuardError from None
+
+
+@contextmanager
 def _deaf_to_interrupts() -> Iterator[None]:
     """Have threads and processes started in this block never see Ctrl-C, which a terminal sends to all.
 
@@ -141,22 +150,23 @@ def _deaf_to_interrupts() -> Iterator[None]:
 
 @dataclass
 class Interrupt:
-    """Ctrl-C once: finish the jobs in flight. Twice: abandon them."""
+    """Ctrl-C or SIGTERM once: finish the jobs in flight. Twice: abandon them."""
 
     count: int = 0
-    _before: Any = field(default=None, repr=False)
+    _before: dict[int, Any] = field(default_factory=dict, repr=False)
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
         self.count += 1
 
     def __enter__(self) -> "Interrupt":
         with contextlib.suppress(ValueError):  # not in the main thread: nothing to catch
-            self._before = signal.signal(signal.SIGINT, self._handle)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,15 @@ class ClusterError(MirstoreError):
     """The Dask cluster cannot be reached or used."""
 
 
+class MissingGuardError(ClusterError):
+    """A script starts workers while it is imported, as workers import it."""
+
+    def __init__(self, *_: object) -> None:
+        super().__init__(
+            'Put the call of extract under `if __name__ == "__main__":`, because workers import the script.'
+        )
+
+
 class UnknownNameError(MirstoreError, KeyError):
     """A track, feature or collection of that name does not exist; see the suggestion."""
 

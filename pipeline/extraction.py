@@ -5,6 +5,7 @@ Only this process commits, so no two writers ever meet in the index.
 """
 
 import json
+import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from pipeline.errors import (
     AudioError,
     CatalogError,
     ClusterError,
+    MissingGuardError,
     StoreDamagedError,
     UnknownNameError,
     did_you_mean,
@@ -182,9 +184,13 @@ def extract(
     StoreFormatError, StoreDamagedError, StoreWriteError
         If the store cannot be used.
     ClusterError
-        If the scheduler cannot be used.
+        If the scheduler cannot be used, or a script calls this while it is imported.
     """
     begun = time.monotonic()
+    if getattr(
+        multiprocessing.current_process(), "_inheriting", False
+    ):  # a worker that imports its main script
+        raise MissingGuardError
     if workers is not None and scheduler is not None:
         raise ClusterError(
             "workers counts processes of this machine; leave it out where a scheduler is named."

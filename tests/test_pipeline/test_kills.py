@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from typing import Any
 
@@ -241,7 +242,7 @@ def test_two_interrupts_end_at_once(empty_project: Any, start: Any) -> None:
     empty_project.add_song("zz-held.wav", seconds=0.5)  # in the last job, which never ends
     process = start(held="zz-held")
     told(process, " of 41 songs")
-    press_ctrl_c(process)
+    process.terminate()  # as service managers and batch systems do, before they kill
     told(process, FINISHING)
     press_ctrl_c(process)
     process.stderr.read()
@@ -254,6 +255,17 @@ def test_two_interrupts_end_at_once(empty_project: Any, start: Any) -> None:
     assert report.songs == 41 - done
     after = empty_project.rows()
     assert {key: after[key] for key in before} == before
+
+
+def test_a_script_without_its_guard_is_told_so(empty_project: Any) -> None:
+    empty_project.add_song("song.wav", seconds=0.5)
+    script = empty_project.folder / "script.py"
+    script.write_text("from pipeline import extract\nextract('catalog.yaml', workers=1)\n")
+    done = subprocess.run(
+        [sys.executable, script.name], cwd=script.parent, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert 'under `if __name__ == "__main__":`' in done.stderr.splitlines()[-1]
 
 
 def test_workers_do_not_outlive_their_run(empty_project: Any, start: Any) -> None:
