@@ -19,7 +19,7 @@ import pandas as pd
 from index_build import CHUNKS
 from stopwatch import Figures, Stopwatch
 
-from pipeline.export import export
+from pipeline.exports import export
 from pipeline.labels import add_labels
 from pipeline.store import verification
 from pipeline.store.compaction import compact

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+import pipeline
 from pipeline.catalog import load_catalog
 from pipeline.cluster import WORKER_ENVIRONMENT
 from pipeline.definitions import AudioDefinition, CnnDefinition, LogMelDefinition, MfccDefinition
@@ -18,7 +19,7 @@ from pipeline.sample import write_sample_collection
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {page.name: page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md"))}
-RUN = ("store.md", "features.md", "training.md")
+RUN = ("store.md", "features.md", "python.md", "training.md")
 COMMANDS = re.findall(r"^\| [^|]* ?\| `(mirstore [^`]+)` \|$", README, flags=re.MULTILINE)
 
 
@@ -59,7 +60,7 @@ def test_the_commands_run_in_the_order_in_which_they_stand(readers_folder: Path)
 
 def test_the_python_runs_as_printed(readers_folder: Path) -> None:
     code = blocks(README, "python") + [block for name in RUN for block in blocks(PAGES[name], "python")]
-    assert len(code) == 5
+    assert len(code) == 7
     script = readers_folder / "readme.py"
     script.write_text(
         'if __name__ == "__main__":\n' + "".join(f"    {line}\n" for line in "\n".join(code).splitlines())
@@ -117,6 +118,13 @@ def test_the_table_of_features_has_every_parameter_and_default() -> None:
         if kind == "cnn":
             del defaults["dtype"]  # there is no choice
         assert shown == defaults
+
+
+def test_every_function_has_its_command() -> None:
+    table = re.findall(r"^\| `(.+?)` \| `(.+?)` \|", PAGES["python.md"], flags=re.MULTILINE)
+    named = {name for _, cell in table for name in re.findall(r"\b(\w+)\(", cell)} - {"at"}
+    assert named == set(pipeline.__all__) - {"FeatureStore", "load_catalog"}
+    assert all(callable(getattr(pipeline, name)) for name in pipeline.__all__)
 
 
 def test_the_make_targets_exist() -> None:

@@ -61,7 +61,7 @@ class ChunkReader(BatchReader):
     Notes
     -----
     A batch is a dict of tensors: each feature by its name, (chunk, ...); ``valid_frames`` (chunk,) int32;
-    ``track`` (chunk,) int64, numbers in `track_ids`; ``chunk`` (chunk,) int64, the how manieth of its track;
+    ``track`` (chunk,) int64, numbers in `track_ids`; ``chunk`` (chunk,) int64, its number in its track;
     ``target`` if there are targets. For a DataLoader of one's own: ``DataLoader(reader, batch_size=None)``.
 
     Examples

@@ -49,7 +49,7 @@ def export(
     written last, says what everything is; a track that cannot be read is named there, the rest is exported, and
     the exit code is 1.
     """
-    from pipeline.export import export as run_export
+    from pipeline.exports import export as run_export
     from pipeline.store.reading import FeatureStore
 
     store = FeatureStore(catalog, snapshot=snapshot)

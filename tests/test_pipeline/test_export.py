@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 import pipeline.export_formats
 from pipeline.errors import StoreDamagedError, StoreError, StoreWriteError, UnknownNameError
-from pipeline.export import export
 from pipeline.export_formats import FORMATS, safe_path
+from pipeline.exports import export
 from pipeline.labels import add_labels
 
 FEATURES = ["audio", "logmel", "wide", "mfcc"]
