@@ -27,6 +27,7 @@ from pipeline.errors import (
     UnknownNameError,
     did_you_mean,
 )
+from pipeline.moves import known_contents
 from pipeline.planning import INDEXED_COLUMNS, Action, Plan, files_to_hash, plan, wanted_features
 from pipeline.remote_files import content_hash
 from pipeline.reports import ExtractReport, Progress
@@ -105,8 +106,10 @@ def _planned(
         )
     indexed = index.tracks(INDEXED_COLUMNS) if index else Index.no_tracks()
     arrays = index.arrays(["part", "fingerprint"]) if index else Index.no_arrays()
-    hashes = {}
+    hashes = known_contents(scanned.tracks, indexed, listed=catalog.collections)
     for uri in files_to_hash(scanned.tracks, indexed):
+        if uri in hashes:
+            continue
         try:
             hashes[uri] = content_hash(uri)
         except (OSError, AudioError):
@@ -118,6 +121,7 @@ def _planned(
         arrays,
         features,
         collections=list(collections or catalog.collections),
+        listed=list(catalog.collections),
         hashes=hashes,
         forgotten=blocked_contents(index.location) if index else (),
         retry_failed=retry_failed,

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from features.framing import Grid
 from pipeline.definitions import Feature
+from pipeline.moves import moves
 from pipeline.store.erasures import FORGOTTEN
 
 # Stages of failures in which not all of a file was read: what the index knew of it before still holds.
@@ -152,6 +153,7 @@ def plan(
     features: tuple[Feature, ...],
     *,
     collections: Sequence[str],
+    listed: Collection[str] | None = None,
     hashes: Mapping[str, str] | None = None,
     forgotten: Collection[str] = (),
     retry_failed: bool = False,
@@ -168,8 +170,10 @@ def plan(
         What is to be complete, upstream first, as `wanted_features` gives it.
     collections
         Collections that were scanned: tracks of others are left alone.
+    listed
+        All collections of the catalog, if others than these; tracks of others still may have moved here.
     hashes
-        SHA-256 by uri of the files that `files_to_hash` named.
+        SHA-256 by uri of the files that `files_to_hash` named, and of `known_contents`.
     forgotten
         SHA-256 of files that no job decodes.
     retry_failed
@@ -187,7 +191,9 @@ def plan(
         how="left",
         suffixes=("", "_old"),
     )
-    missing = _missing_by_part(old, arrays, features)
+    listed = set(collections) if listed is None else set(listed)
+    others = indexed[~indexed["collection"].isin(listed)]
+    missing = _missing_by_part(pd.concat([old, others]) if len(others) else old, arrays, features)
     audio = next(feature for feature in features if feature.upstream is None)
 
     n = len(seen)
@@ -254,7 +260,7 @@ def plan(
     unlisted = tuple(name for name in problems["track_id"] if name.endswith("/"))
     if unlisted:
         gone = gone[~gone["track_id"].str.startswith(unlisted)]
-    moved = _mark_moves(seen, gone, hashes)
+    moved = _mark_moves(seen, pd.concat([gone, others]) if len(others) else gone)
     gone = gone[~gone["track_id"].isin(moved)]
     columns = ["track_id", "collection", "uri", "size", "mtime_ns", "labels"]
     frames = [
@@ -288,20 +294,16 @@ def _missing_by_part(
     return missing
 
 
-def _mark_moves(seen: pd.DataFrame, gone: pd.DataFrame, hashes: Mapping[str, str]) -> set[str]:
-    """Turn new tracks whose content a gone one had into moves; return the gone ones."""
-    if not hashes or not len(gone):
+def _mark_moves(seen: pd.DataFrame, lost: pd.DataFrame) -> set[str]:
+    """Turn new tracks whose content a lost one had into moves; return the lost ones."""
+    if not len(lost):
         return set()
-    stored = gone[gone["content_hash"].notna() & gone["part"].notna()].drop_duplicates("content_hash")
-    new = seen.loc[seen["reason"].eq("new") & seen["content"].notna(), ["content"]].drop_duplicates("content")
-    pairs = new.reset_index().merge(
-        stored[["content_hash", "track_id", "part"]], left_on="content", right_on="content_hash"
-    )
+    pairs = moves(seen.loc[seen["reason"].eq("new"), ["track_id", "content"]], lost)
     rows = pairs["index"].to_numpy()
     seen.loc[rows, "action"], seen.loc[rows, "reason"] = Action.MOVE.value, "moved, same content"
-    seen.loc[rows, "old_track_id"] = pairs["track_id"].to_numpy()
+    seen.loc[rows, "old_track_id"] = pairs["old_track_id"].to_numpy()
     seen.loc[rows, "part"] = pairs["part"].to_numpy()
-    return set(pairs["track_id"])
+    return set(pairs["old_track_id"])
 
 
 def _emptied(scanned: pd.DataFrame, old: pd.DataFrame, gone: pd.DataFrame) -> dict[str, int]:
