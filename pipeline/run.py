@@ -154,7 +154,7 @@ class Run:
                 ):
                     self.take(batch)
                     self.tick(interrupt)
-            except MirstoreError:
+            except BaseException:
                 with suppress(MirstoreError):  # the first error says more
                     self.commit()
                 raise

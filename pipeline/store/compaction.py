@@ -231,7 +231,8 @@ class _Compaction:
         for part in group:
             for track in track_rows(self.tracks.get_group(part).sort_values("row_start")):
                 start, count = track.row_start or 0, track.n_chunks or 0
-                row_start = layout.add_track(track.track_id, grid.valid_frames(track.n_samples or 0))
+                valid_frames = grid.valid_frames(track.n_samples or 0)
+                row_start = layout.add_track(track.track_id, valid_frames, track.content_hash)
                 spans.append((part, start, count))
                 tracks.append(replace(track, part=new_part, row_start=row_start))
         try:

@@ -259,6 +259,7 @@ def _erase(location: Location, part: str, spans: Sequence[Span]) -> None:
     for track in group["attributes"]["tracks"]:
         if track["row_start"] in starts:
             track["track_id"] = None
+            track.pop("content_hash", None)
     location.write(f"{part_key(part)}/zarr.json", json.dumps(group).encode())
 
 

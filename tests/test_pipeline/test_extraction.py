@@ -150,20 +150,21 @@ def test_slow_commits_become_few(project: Any, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.usefixtures("a_job_a_song")
+@pytest.mark.parametrize("error", [ClusterError("the workers have gone"), RuntimeError("a bug")])
 def test_what_is_finished_is_committed_when_the_run_fails(
-    project: Any, monkeypatch: pytest.MonkeyPatch
+    project: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     genuine = pipeline.cluster.finished_jobs
 
     def failing(*arguments: Any, **options: Any) -> Iterator[Any]:
         with contextlib.closing(genuine(*arguments, **options)) as batches:
             yield next(batches)[:1]
-        raise ClusterError("the workers have gone")
+        raise error
 
     monkeypatch.setattr(pipeline.run, "SECONDS_BETWEEN", math.inf)
     monkeypatch.setattr(pipeline.run.Run, "tick", lambda *_: None)
     monkeypatch.setattr(pipeline.cluster, "finished_jobs", failing)
-    with pytest.raises(ClusterError, match="the workers have gone"):
+    with pytest.raises(type(error), match=str(error)):
         project.extract()
     committed = project.store.tracks
     assert len(committed) == 1

@@ -469,6 +469,21 @@ def test_forgotten_content_is_left_alone_under_any_name(small: Any) -> None:
     assert len(small.store.failures) == 0
 
 
+def test_content_is_known_when_the_tables_that_knew_it_are_gone(small: Any) -> None:
+    earlier = (small.music / "a.wav").read_bytes()
+    replace_song(small, "a", 31)
+    small.extract()
+    collect_garbage(small.store_folder, grace_s=0.0, keep_s=0.0)
+    removal.forget(small.store_folder, [track("a")])
+    (small.music / "b2.wav").write_bytes(earlier)
+    assert small.extract().failures == 1
+    assert small.store.failures["stage"].to_dict() == {track("b2"): "forgotten"}
+    digest = hashlib.sha256(earlier).hexdigest()
+    parts = [path.read_text() for path in small.store_folder.glob("parts/*/zarr.json")]
+    assert parts
+    assert not any(digest in text for text in parts)
+
+
 def test_a_copy_that_stays_can_be_moved_but_is_not_decoded_again(small: Any) -> None:
     shutil.copy(small.music / "a.wav", small.music / "copy.wav")
     small.extract()
