@@ -30,7 +30,7 @@ def drop(
 
     loaded = load_catalog(catalog)
     wanted = [feature.fingerprint for feature in loaded.resolved_features().values()]
-    name, fingerprint, size = removal.drop(loaded.store, version, wanted=wanted, force=force)
+    name, fingerprint, size = removal.drop(catalog, version, wanted=wanted, force=force)
     if as_json:
         print_json({"feature": name, "fingerprint": fingerprint, "bytes": size})
     else:

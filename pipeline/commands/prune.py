@@ -29,11 +29,10 @@ def prune(
 
     A collection that would lose all its tracks must be named. Their bytes are freed by `compact`, then `gc`.
     """
-    from pipeline.catalog import load_catalog
     from pipeline.store.removal import prune as prune_tracks
 
     names = prune_tracks(
-        load_catalog(catalog).store,
+        catalog,
         collection=collection,
         dry_run=dry_run,
         on_refusal=lambda reason: typer.echo(f"mirstore: {reason}", err=True),

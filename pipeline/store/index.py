@@ -34,6 +34,7 @@ from pipeline.store.erasures import complete_erasures
 from pipeline.store.format_file import FORMAT, StoreFormat, read_format
 from pipeline.store.lineage import command_line, counted, provenance
 from pipeline.store.location import FORMAT_FILE, Location, Lock, location_of
+from pipeline.store.places import Place, catalog_at
 from pipeline.store.records import ArrayRow, TrackRow
 from pipeline.store.tables import (
     ARRAYS_SCHEMA,
@@ -78,6 +79,7 @@ class Index:
         self.format = read_format(self.location)
         # Whoever writes sets this; every commit looks whether it still holds.
         self.lock: Lock | None = None
+        self.catalog_hash = ""
         try:
             self._tracks = self._open("tracks")
             if snapshot is not None and snapshot != self._tracks.version():
@@ -436,6 +438,7 @@ class Index:
     def _about(self, provenance: Mapping[str, str], counts: str) -> CommitProperties:
         return CommitProperties(
             custom_metadata={
+                **({"catalog": self.catalog_hash} if self.catalog_hash else {}),
                 **provenance,
                 "counts": counts,
                 "arrays_version": str(self._arrays.version()),
@@ -476,8 +479,15 @@ class Index:
 
 
 @contextmanager
-def writable_index(place: "str | os.PathLike[str] | Location", command: str) -> Iterator[Index]:
+def writable_index(place: Place, command: str) -> Iterator[Index]:
     """Index of an existing store, held for writing and whole.
+
+    Parameters
+    ----------
+    place
+        Of the store, or a catalog: its hash is then recorded with every commit.
+    command
+        For who finds the store locked.
 
     Raises
     ------
@@ -486,10 +496,12 @@ def writable_index(place: "str | os.PathLike[str] | Location", command: str) -> 
     StoreLockedError
         If another command is writing to it.
     """
-    location = location_of(place)
+    catalog = catalog_at(place)
+    location = location_of(place if catalog is None else catalog.store)
     read_format(location)  # refuses what is no store before anything is written
     with location.lock(command) as lock:
         index = Index(location)
         index.lock = lock
+        index.catalog_hash = catalog.hash if catalog else ""
         index.recover()
         yield index

@@ -11,14 +11,14 @@ from pipeline.remote_files import content_hash
 from pipeline.store.erasures import FORGOTTEN, complete_erasures, erasures, name_hash, new_erasure
 from pipeline.store.index import writable_index
 from pipeline.store.lineage import command_line, provenance
-from pipeline.store.location import Location
+from pipeline.store.places import Place
 from pipeline.store.reading import check_collection
 from pipeline.store.tracks_ever import ForgottenTrack, TracksEver
 from pipeline.store.versions import models_by_feature
 
 
 def prune(
-    place: "str | Location",
+    place: Place,
     *,
     collection: str | None = None,
     dry_run: bool = False,
@@ -29,7 +29,7 @@ def prune(
     Parameters
     ----------
     place
-        Of the store.
+        Path or URL of the store, or a catalog.
     collection
         Only of this collection, even if that is all it has; None for all.
     dry_run
@@ -94,7 +94,7 @@ class Forgotten:
     parts: int
 
 
-def forget(place: "str | Location", track_ids: Sequence[str], *, dry_run: bool = False) -> Forgotten:
+def forget(place: Place, track_ids: Sequence[str], *, dry_run: bool = False) -> Forgotten:
     """Delete tracks for good: their rows in every part, in every snapshot.
 
     The next extraction leaves their files alone, and copies of them under any name, until `allow` is called.
@@ -103,7 +103,7 @@ def forget(place: "str | Location", track_ids: Sequence[str], *, dry_run: bool =
     Parameters
     ----------
     place
-        Of the store.
+        Path or URL of the store, or a catalog.
     track_ids
         Identifiers.
     dry_run
@@ -137,13 +137,13 @@ def forget(place: "str | Location", track_ids: Sequence[str], *, dry_run: bool =
     )
 
 
-def allow(place: "str | Location", track_ids: Sequence[str]) -> None:
+def allow(place: Place, track_ids: Sequence[str]) -> None:
     """Let the next extraction take forgotten tracks again, as new ones, and copies of them.
 
     Parameters
     ----------
     place
-        Of the store.
+        Path or URL of the store, or a catalog.
     track_ids
         Identifiers, of tracks that were forgotten or of files that are left alone as copies of one.
 
@@ -184,7 +184,7 @@ def allow(place: "str | Location", track_ids: Sequence[str]) -> None:
 
 
 def drop(
-    place: "str | Location",
+    place: Place,
     version: str,
     *,
     wanted: Sequence[str] = (),
@@ -195,7 +195,7 @@ def drop(
     Parameters
     ----------
     place
-        Of the store.
+        Path or URL of the store, or a catalog.
     version
         ``feature@fingerprint``.
     wanted

@@ -1,5 +1,6 @@
 """The store's past: what there was, and what changed since."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -267,3 +268,30 @@ def test_without_a_catalog_a_feature_is_what_was_last_extracted(empty_project: A
     assert store.at(first)["logmel"].row_shape == (8, 64)
     Index(empty_project.store_folder)._arrays.optimize.compact()
     assert FeatureStore(empty_project.store_folder)["logmel"].row_shape == (9, 64)
+
+
+def test_every_commit_names_the_catalog(empty_project: Any) -> None:
+    for name in ("a.wav", "b.wav", "c.wav"):
+        empty_project.add_song(name, seconds=1.0)
+    empty_project.extract()
+    (empty_project.folder / "tags.csv").write_text("track_id,mood\ndemo/a.wav,calm\n")
+    (empty_project.music / "c.wav").unlink()
+    empty_project.extract()
+    for command in (
+        ("labels", "add", "tags.csv"),
+        ("prune",),
+        ("forget", "demo/b.wav"),
+        ("compact",),
+        ("gc", "--grace", "0", "--keep", "0"),
+    ):
+        before = empty_project.store.snapshot
+        done = empty_project.run(*command)
+        assert done.returncode == 0, done.stderr
+        assert empty_project.store.snapshot > before
+    digest = hashlib.sha256(empty_project.catalog.read_bytes()).hexdigest()
+    written = Index(empty_project.store_folder)
+    for number in range(1, written.version + 1):
+        assert written.commit_info(number)["catalog"] == digest, written.commit_info(number)
+    # A store by its own name has no catalog.
+    add_labels(empty_project.store_folder, pd.DataFrame({"track_id": ["demo/a.wav"], "mood": ["wild"]}))
+    assert empty_project.store.snapshots["catalog"].iloc[0] is None
