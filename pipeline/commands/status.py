@@ -19,7 +19,7 @@ def status(
 ) -> None:
     """What the store holds: tracks, hours and bytes by feature."""
     from pipeline.store.reading import FeatureStore
-    from pipeline.store.upkeep import features_table, summary
+    from pipeline.store.summary import features_table, summary
 
     store = FeatureStore(catalog, snapshot=snapshot)
     facts, features = summary(store), features_table(store)

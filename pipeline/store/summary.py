@@ -49,7 +49,8 @@ def features_table(store: FeatureStore) -> pd.DataFrame:
 def summary(store: FeatureStore) -> dict[str, Any]:
     """Return what ``mirstore status`` prints, as plain values."""
     rows = store.placed_rows(["status", "truncated", "duration_s"])
-    orphans = unnamed_keys(store.location, Index(store.location).arrays(["part", "array"]))
+    newest = Index(store.location).arrays(["part", "array"])
+    orphans = unnamed_keys(store.location, pd.concat([newest, store.arrays[["part", "array"]]]))
     commit = store.index.last_commit()
     return {
         "store": str(store.location),
