@@ -41,6 +41,7 @@ from pipeline.store.garbage import collect_garbage
 from pipeline.store.index import Index, writable_index
 from pipeline.store.records import ArrayRow, track_rows
 from pipeline.store.shard_reader import ShardReader, blank_rows
+from pipeline.store.summary import summary
 from pipeline.store.verification import verify
 
 AUDIO = "audio: {kind: audio}"
@@ -1248,3 +1249,11 @@ def test_dry_run_of_gc_says_what_would_go(empty_project: Any) -> None:
     [orphan] = empty_project.run_json("gc", "--dry-run", "--grace", "0")
     assert (orphan["due"], orphan["removed"]) == (True, False)
     assert (empty_project.store_folder / "parts" / "left").exists()
+
+
+def test_parts_of_a_past_snapshot_are_not_called_unnamed(new_store: Callable[..., FeatureStore]) -> None:
+    store = new_store([[3], [2], [4]])
+    compact(str(store.location))
+    newest = FeatureStore(str(store.location))
+    assert summary(newest)["orphan_parts"] == 3
+    assert summary(newest.at(store.snapshot))["orphan_parts"] == 0
