@@ -66,6 +66,14 @@ class Plan:
         """Whether there is nothing to do."""
         return len(self.of(Action.NOTHING, Action.SKIP)) == len(self.tracks)
 
+    @property
+    def to_compute(self) -> tuple[Feature, ...]:
+        """The features that some track is to be given."""
+        if len(self.of(Action.EXTRACT)):
+            return self.features
+        lacking = {name for names in self.parts["missing"] for name in names}
+        return tuple(feature for feature in self.features if feature.name in lacking)
+
     def to_records(self) -> list[dict[str, object]]:
         """Return one mapping a track that has something to do, or was skipped."""
         rows = self.tracks[self.tracks["action"] != Action.NOTHING.value]
