@@ -134,7 +134,7 @@ def _without(scanned: pd.DataFrame, blocked: set[str]) -> pd.DataFrame:
 
 
 def _fetch_weights(features: Iterable[Feature]) -> None:
-    """Fetch published weights once, before workers do; those of a scheduler may be elsewhere and fetch their own."""
+    """Fetch published weights once, before workers do; those of a scheduler, maybe elsewhere, fetch their own."""
     names = {f.definition.weights for f in features if isinstance(f.definition, CnnDefinition)}
     for name in sorted(names & set(PUBLISHED)):
         downloaded(PUBLISHED[name])

@@ -66,7 +66,8 @@ def check(catalog: CatalogOption = DEFAULT_CATALOG, as_json: JsonOption = False)
                         **{"collection": name, "place": its.place, "files": its.files},
                         **{"unusable": len(its.unusable), "remote": its.remote},
                         "problems": [
-                            {"track_id": track_id, "reason": reason} for track_id, reason in its.unusable.items()
+                            {"track_id": track_id, "reason": reason}
+                            for track_id, reason in its.unusable.items()
                         ],
                     }
                     for name, its in found.collections.items()

@@ -122,7 +122,10 @@ def test_all_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
         ("same", "nowhere.h5': No such file"),
         ("seedless", "features.seedless.weights: 'random:x' has no seed; expected random:<seed> "),
         ("text", "features.text.weights: wrong.csv has no known suffix; weights are .h5,"),
-        ("other", "features.other.weights: 'jamendo-fcn' holds weights of the variant jamendo_fcn, not choi2016"),
+        (
+            "other",
+            "features.other.weights: 'jamendo-fcn' holds weights of the variant jamendo_fcn, not choi2016",
+        ),
         ("tall", "features.tall.n_mfcc: must be at most the 8 bands"),
         ("taller", "features.taller.n_mfcc: must be at most the 8 bands"),
     )
