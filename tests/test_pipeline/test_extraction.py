@@ -245,7 +245,8 @@ def test_gone_file_and_back(project: Any, no_cluster_after: Any) -> None:
     assert project.run_json("status")["gone"] == 1
     (project.folder / "aside.ogg").rename(path)
     assert project.plan() == {"demo/long.ogg": ("update", "back in its collection")}
-    assert project.extract().updated == 1
+    report = project.extract()
+    assert (report.back, report.updated) == (1, 0)
     assert project.store.tracks.loc["demo/long.ogg", "status"] == "ok"
     assert project.rows() == before
     assert project.plan() == {}
