@@ -144,12 +144,15 @@ def _print_plan(todo: "Plan") -> None:
 def _print_report(report: "ExtractReport") -> None:
     out = console()
     done = []
-    if report.songs or report.failures > report.unopened:
+    if report.songs:
         speed = report.audio_s / report.steady_s if report.steady_s else 0.0
         done.append(
             f"{counted(report.songs, 'song')}, {report.audio_s / 3600:.2f} h of audio in "
             f"{readable_time(report.elapsed_s)} ({speed:,.0f} x real time, {report.startup_s:.1f} s start-up)"
         )
+    elif report.failures > report.unopened:
+        took = f"{readable_time(report.elapsed_s)} ({report.startup_s:.1f} s start-up)"
+        done.append(f"no song could be decoded, in {took}")
     if report.computed:
         done.append(f"{counted(report.computed, 'song')} given missing features from the cache")
     for n, failed_files, words in (

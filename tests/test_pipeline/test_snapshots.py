@@ -17,6 +17,7 @@ from pipeline.errors import UnknownNameError
 from pipeline.labels import add_labels
 from pipeline.store.differences import Differences, differences
 from pipeline.store.index import Index
+from pipeline.store.lineage import commits_table
 from pipeline.store.records import ArrayRow, TrackRow, track_rows
 
 ABOUT = {"command": "test"}
@@ -218,6 +219,23 @@ def test_any_two_states_are_compared_as_dictionaries_are(
     expected |= {f"demo/{n}": ("removed", "") for n in one.keys() - {n for n, _ in pairs}}
     expected |= {f"demo/{m}": ("added", "") for m in other.keys() - {m for _, m in pairs}}
     assert changed(differences(*stores)) == expected
+
+
+def test_commits_of_older_versions_and_other_tools_are_told_too() -> None:
+    told = commits_table(
+        [
+            (3, {"timestamp": 3, "operation": "WRITE"}),
+            (2, {"timestamp": 2, "operation": "MERGE", "counts": '{"updated": 3, "removed": 1}'}),
+            (1, {"timestamp": 1, "operation": "MERGE", "counts": '{"marked_gone": 1200}'}),
+            (0, {"timestamp": 0, "operation": "CREATE TABLE"}),
+        ]
+    )
+    assert told["changes"].tolist() == [
+        "upkeep of the index",
+        "3 updated, 1 removed",
+        "1,200 marked gone",
+        "store made",
+    ]
 
 
 def test_forgotten_tracks_are_not_told(tmp_path: Path) -> None:
