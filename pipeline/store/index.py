@@ -380,6 +380,7 @@ class Index:
         removed: Iterable[str] = (),
         dropped: str | None = None,
         provenance: Mapping[str, str],
+        counts: Mapping[str, int] | None = None,
     ) -> None:
         """Make a job's results visible: its arrays first, then its tracks.
 
@@ -397,6 +398,8 @@ class Index:
             Which rows of ``arrays`` go, as an SQL predicate on its columns.
         provenance
             Written into the commit, with the counts: who, command, catalog hash, versions.
+        counts
+            What was done to tracks, where that says more than how many rows were added, updated and removed.
 
         Raises
         ------
@@ -418,16 +421,12 @@ class Index:
             if dropped is not None:
                 about = CommitProperties(custom_metadata=dict(provenance))
                 n_dropped = self._arrays.delete(dropped, commit_properties=about)["num_deleted_rows"] or 0
-            counts = counted(
-                added=len(added),
-                updated=len(updated),
-                removed=len(removed),
-                arrays=len(arrays),
-                dropped=n_dropped,
-            )
+            if counts is None:
+                counts = {"added": len(added), "updated": len(updated), "removed": len(removed)}
+            told = counted(**counts, arrays=len(arrays), dropped=n_dropped)
             # Each commit of `tracks` names the `arrays` it belongs to; one that only brings arrays
             # is an empty append, so that every commit has a number of its own.
-            properties = self._about(provenance, counts)
+            properties = self._about(provenance, told)
             if updated or removed:
                 self._merge([*updated, *added], removed, properties)
             else:

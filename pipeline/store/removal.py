@@ -1,6 +1,6 @@
 """Taking away: tracks that have gone, tracks that are to be forgotten, versions of features."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -17,13 +17,15 @@ from pipeline.store.tracks_ever import ForgottenTrack, TracksEver
 from pipeline.store.versions import models_by_feature
 
 
-def prune(
-    place: Place,
-    *,
-    collection: str | None = None,
-    dry_run: bool = False,
-    on_refusal: Callable[[str], None] = lambda _: None,
-) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What ``mirstore prune`` removed: tracks, and failed files, which have no features; sorted."""
+
+    tracks: tuple[str, ...]
+    failed_files: tuple[str, ...]
+
+
+def prune(place: Place, *, collection: str | None = None, dry_run: bool = False) -> Pruned:
     """Remove the tracks that have gone from their collections; older snapshots still have them.
 
     Parameters
@@ -34,20 +36,19 @@ def prune(
         Only of this collection, even if that is all it has; None for all.
     dry_run
         Only report.
-    on_refusal
-        Called by a dry run with the reason for which the real one would refuse.
 
     Returns
     -------
-    list of str
-        Identifiers of the tracks, sorted. Their bytes go with ``mirstore compact`` and ``mirstore gc``.
+    Pruned
+        Identifiers. The bytes of the tracks go with ``mirstore compact`` and ``mirstore gc``.
 
     Raises
     ------
     UnknownNameError
         If there is no such collection.
     StoreError
-        If no track of a collection would be left and it was not named; then nothing is removed.
+        If no track of a collection would be left and it was not named; then nothing is removed. A dry run is
+        refused alike.
     StoreLockedError, StoreWriteError
         If the store cannot be written.
     """
@@ -58,13 +59,16 @@ def prune(
             check_collection(index.location, collection, rows["collection"])
             gone &= rows["collection"] == collection
         elif refusal := _refusal(rows):
-            if not dry_run:
-                raise StoreError(refusal)
-            on_refusal(refusal)
-        names = sorted(rows.loc[gone, "track_id"])
-        if names and not dry_run:
-            index.commit(removed=names, provenance=provenance(command_line("prune")))
-    return names
+            raise StoreError(refusal)
+        placed = rows["part"].notna()
+        tracks, failed = (tuple(sorted(rows.loc[gone & those, "track_id"])) for those in (placed, ~placed))
+        if (tracks or failed) and not dry_run:
+            index.commit(
+                removed=[*tracks, *failed],
+                provenance=provenance(command_line("prune")),
+                counts={"removed": len(tracks), "failed_files_removed": len(failed)},
+            )
+    return Pruned(tracks, failed)
 
 
 def _refusal(rows: pd.DataFrame) -> str:
@@ -75,7 +79,7 @@ def _refusal(rows: pd.DataFrame) -> str:
     if not len(whole):
         return ""
     told = " and ".join(
-        f"all {n:,} of {name}" if n > 1 else f"the only one of {name}" for name, n in whole.items()
+        f"all {n:,} tracks of {name}" if n > 1 else f"the only track of {name}" for name, n in whole.items()
     )
     options = ", ".join(f"`--collection {name}`" for name in whole.index)
     return (
