@@ -76,7 +76,7 @@ class ChunkReader(BatchReader):
         store: "FeatureStore",
         features: str | Sequence[str],
         *,
-        batch_size: int,
+        batch_size: int = 32,
         buffer_bytes: int = BUFFER_BYTES,
         seed: int = 0,
         shuffle: bool = True,
