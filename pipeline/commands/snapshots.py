@@ -24,7 +24,7 @@ def snapshots(
     catalog: CatalogOption = DEFAULT_CATALOG,
     as_json: JsonOption = False,
 ) -> None:
-    """Every commit, newest first: when, by whom, what changed.
+    """Every snapshot, newest first: when, by whom, what changed.
 
     `--snapshot N` of the reading commands reads the store as it was then.
     """
