@@ -88,8 +88,16 @@ def explanation(details: ErrorDetails, value: Mapping[str, Any], catalog: type[B
         return key, f"expected {context['expected']}, got {shown(got)}.{hint}"
     if kind == "value_error":
         return key, str(context["error"])
-    expected = _EXPECTED.get(kind, details["msg"].removeprefix("Input should be ")).format(**context)
-    return key, f"expected {expected}, got {shown(got)}."
+    return key, f"expected {expected(details)}, got {shown(got)}."
+
+
+def expected(details: ErrorDetails) -> str:
+    """Return what one validation error says was expected."""
+    known = _EXPECTED.get(details["type"], details["msg"].removeprefix("Input should be "))
+    limits = details.get("ctx", {}).items()
+    return known.format(
+        **{name: int(n) if isinstance(n, float) and n.is_integer() else n for name, n in limits}
+    )
 
 
 def shown(value: object) -> str:

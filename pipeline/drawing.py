@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pipeline.store.stored_feature import StoredFeature
 
 MAX_COLUMNS = 2000
+SUFFIXES = (".png", ".pdf", ".svg")
 
 
 def track_page(store: "FeatureStore", track_id: str) -> "Figure":
@@ -118,22 +119,24 @@ def _extremes(samples: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArra
 
 
 def save_track_page(store: "FeatureStore", track_id: str, output: Path) -> None:
-    """Write `track_page` to a file; its ending chooses the format.
+    """Write `track_page` to a file; its ending, ``.png``, ``.pdf`` or ``.svg``, chooses the format.
 
     Raises
     ------
     UnknownNameError, StoreError
-        If there is no such track, or it has no features.
+        If there is no such track, it has no features, or the file has another ending.
     StoreWriteError
         If the file cannot be written.
     """
+    if output.suffix.lower() not in SUFFIXES:
+        raise StoreError(
+            f"{output}: expected a name that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}."
+        )
     figure = track_page(store, track_id)
     try:
         with warnings.catch_warnings():
             # A name in a script that the font lacks is drawn as boxes; the page is good all the same.
             warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
             figure.savefig(output, dpi=110)
-    except ValueError as error:
-        raise StoreError(f"{output}: {' '.join(str(error).split())}") from error
     except OSError as error:
         raise StoreWriteError(f"cannot write {output}: {error.strerror}.") from error

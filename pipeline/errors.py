@@ -2,6 +2,7 @@
 
 import difflib
 import heapq
+import posixpath
 from collections.abc import Iterable
 
 from features.errors import MirstoreError
@@ -9,6 +10,15 @@ from features.errors import MirstoreError
 # difflib takes 80 µs a name; of more names than this, those that have most pieces in common are compared.
 _COMPARED = 1000
 _PIECE = 4  # characters
+_NEAR, _NEAR_FILE = 0.75, 0.6  # of the whole name, and of the last piece of a path
+_LOOKED_AT = 5
+
+
+# What every error of a damaged part ends with.
+CURE = (
+    "Restore the part from a backup; or, where the audio files are still there, `mirstore forget` the tracks, "
+    "`mirstore forget --allow` them, and extract again."
+)
 
 
 class CatalogError(MirstoreError):
@@ -67,6 +77,10 @@ class StoreWriteError(StoreError):
     """The store's file system refuses to be written: disk full, read-only, no permission."""
 
 
+class OutputError(MirstoreError):
+    """What a command prints cannot be written: disk full, input/output error."""
+
+
 class ClusterError(MirstoreError):
     """The Dask cluster cannot be reached or used."""
 
@@ -88,7 +102,7 @@ class UnknownNameError(MirstoreError, KeyError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return `` Did you mean 'x'?`` for the closest known name, or an empty string.
+    """Return `` Did you mean 'x'?`` for the closest known name, or an empty string where none is near.
 
     Examples
     --------
@@ -99,5 +113,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if len(names) > _COMPARED:
         pieces = [name[start : start + _PIECE] for start in range(0, len(name), _PIECE)]
         names = heapq.nlargest(_COMPARED, names, key=lambda other: sum(piece in other for piece in pieces))
-    close = difflib.get_close_matches(name, names, n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    close = difflib.get_close_matches(name, names, n=_LOOKED_AT, cutoff=_NEAR)
+    found = next((other for other in close if _file_is_near(name, other)), None)
+    return f" Did you mean {found!r}?" if found is not None else ""
+
+
+def _file_is_near(name: str, other: str) -> bool:
+    """Return whether the last pieces of two paths are alike: a folder that both have makes paths alike too."""
+    if "/" not in name + other:
+        return True
+    file, other_file = (posixpath.splitext(posixpath.basename(path))[0] for path in (name, other))
+    return difflib.SequenceMatcher(None, file, other_file).ratio() >= _NEAR_FILE

@@ -103,6 +103,9 @@ def export(
     spans = store.spans
     has = [all(feature.has_part(part) for feature in chosen.values()) for part in spans.part]
     wanted = spans.taken(np.array(has, dtype=bool))
+    if not len(spans):
+        some = store.index_rows(["part"])["part"].notna().any()
+        raise StoreError(f"nothing to export: {'no track matches' if some else 'the store has no tracks'}.")
     if not len(wanted):
         raise StoreError(f"nothing to export: of {len(spans):,} tracks none has {', '.join(chosen)}.")
     place = Path(folder)

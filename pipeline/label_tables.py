@@ -1,7 +1,8 @@
 """Tables of labels as they are given: which column names the tracks, and cells as JSON has them."""
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, time
 from decimal import Decimal
@@ -18,7 +19,10 @@ from pipeline.label_kinds import first_of_each_kind
 from pipeline.manifests import check_names, header_rows, read_table, with_text
 
 KEYS = ("track_id", "path", "content_hash")
+SUFFIXES = (".csv", ".parquet")
+_SEPARATORS = ";\t|"
 _EXAMPLES = 3
+_NUMBER = re.compile(r"\s*[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?\s*")
 _EXACT = 2.0**53  # floats below it hold every whole number
 
 
@@ -71,6 +75,8 @@ def label_table(
         source, first_row, columns = "labels", 0, _arrow(table)
     else:
         file = Path(fspath(table))
+        if file.suffix.lower() not in SUFFIXES:
+            raise CatalogError(f"{file}: expected a table whose name ends in {' or '.join(SUFFIXES)}.")
         source, first_row, columns = str(file), 1 + header_rows(file), read_table(file, text=[*KEYS, *text])
     names = columns.column_names
     by = _key(names, by, source)
@@ -87,22 +93,38 @@ def label_table(
                 row[name] = value
     findings = []
     if others:
-        findings.append(Finding.of("columns that name tracks too, and are no labels", others))
+        findings.append(Finding.of("columns that name tracks too, no labels", others))
     empty = [name for name, values in cells.items() if all(value is None for value in values)]
     if empty:
         findings.append(Finding.of("columns without any value", empty))
+    if first_row:  # a CSV's, whose types were found out
+        doubtful = [_first_that_is_no_number(name, values, first_row) for name, values in cells.items()]
+        if told := list(filter(None, doubtful)):
+            findings.append(Finding.of("columns of text though most of their values are numbers", told))
     return LabelTable(source, by, [key or "" for key in columns[by].to_pylist()], labels, first_row, findings)
 
 
-def with_text_labels(given: LabelTable, table: "str | PathLike[str]", names: Sequence[str]) -> LabelTable:
-    """Return a CSV's labels, those of some names as the text that they are in the file."""
-    texts = label_table(table, given.by, text=names).labels
-    chosen = set(names)
+def _first_that_is_no_number(name: str, values: Sequence[Any], first_row: int) -> str:
+    """Return a column of text with its first value that is none, if most are numbers."""
+    words = [(row, value) for row, value in enumerate(values, start=first_row) if isinstance(value, str)]
+    others = [(row, value) for row, value in words if not _NUMBER.fullmatch(value)]
+    if not others or 2 * len(others) >= len(words):
+        return ""
+    row, value = others[0]
+    return f"{name}: {value!r} in row {row}"
+
+
+def with_text_labels(
+    given: LabelTable, table: "str | PathLike[str]", reasons: Mapping[str, str]
+) -> LabelTable:
+    """Return a CSV's labels, some as the text that they are in the file: their names, each with why."""
+    texts = label_table(table, given.by, text=list(reasons)).labels
+    chosen = reasons.keys()
     labels = [
         {name: text[name] if name in chosen else value for name, value in row.items()}
         for row, text in zip(given.labels, texts, strict=True)
     ]
-    kept = Finding.of("columns kept as text, which these labels are of other tracks", names)
+    kept = Finding.of("columns kept as text, as other tracks have it", list(reasons.values()))
     return replace(given, labels=labels, findings=[*given.findings, kept])
 
 
@@ -135,6 +157,11 @@ def _key(names: Sequence[str], by: str | None, source: str) -> str:
     if found:
         raise CatalogError(
             f"{source}: {' and '.join(found)} could both name the tracks. Choose one with --by."
+        )
+    if len(names) == 1 and (separators := [mark for mark in _SEPARATORS if mark in names[0]]):
+        raise CatalogError(
+            f"{source}: expected columns separated by commas, got the one column {names[0]!r}. Write the file with "
+            f"a comma instead of {separators[0]!r}."
         )
     wanted = [by] if by else list(KEYS)
     hints = (did_you_mean(name, wanted) for name in names if name not in KEYS)

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import pandas as pd
 
 from pipeline.errors import CatalogError, UnknownNameError, did_you_mean
-from pipeline.label_kinds import TEXT, Clash, clashes
+from pipeline.label_kinds import TEXT, Clash, clashes, kind_of
 from pipeline.label_tables import Finding, LabelTable, label_table, with_text_labels
 from pipeline.manifests import header_rows
 from pipeline.store.index import Index, writable_index
@@ -44,6 +44,8 @@ class LabelReport:
         Rows of the table.
     labels
         Names of the labels that have values.
+    kinds
+        What each of them holds: ``text``, ``number``, ``true or false`` or a ``list of ...``.
     tracks
         Tracks that rows name.
     changed
@@ -51,12 +53,13 @@ class LabelReport:
     findings
         What did not fit.
     snapshot
-        The commit; None where nothing was written.
+        The new one; None where nothing was written.
     """
 
     by: str
     rows: int
     labels: tuple[str, ...]
+    kinds: dict[str, str]
     tracks: int
     changed: int
     findings: tuple[Finding, ...]
@@ -65,7 +68,7 @@ class LabelReport:
 
 @dataclass(frozen=True, slots=True)
 class RemovalReport:
-    """What removing labels did: their names, of how many tracks, and the commit."""
+    """What removing labels did: their names, of how many tracks, and the new snapshot."""
 
     labels: tuple[str, ...]
     tracks: int
@@ -219,30 +222,37 @@ def _merged(
     found = _clashes(tracks, given, wanted)
     as_text = [clash.name for clash in found if clash.other_kind == TEXT]
     if as_text and not isinstance(table, pd.DataFrame) and header_rows(Path(fspath(table))):
-        given = with_text_labels(given, table, as_text)
+        texts = {
+            clash.name: f"{clash.name} (text of {clash.track_id}: {clash.other_value!r})"
+            for clash in found
+            if clash.name in as_text
+        }
+        given = with_text_labels(given, table, texts)
         wanted, findings = _matched(tracks, given)
         found = _clashes(tracks, given, wanted)
     if found:
         raise CatalogError("\n".join(_told(clash, given) for clash in found))
     names = list(dict.fromkeys(name for labels in given.labels for name in labels))
+    values = {name: value for labels in reversed(given.labels) for name, value in labels.items()}
+    kinds = {name: (kind_of(values[name]) or TEXT).removeprefix("a ") for name in names}
     before = [_parsed(text) for text in tracks["added_labels"]]
     after = {number: {**before[number], **given.labels[row]} for number, row in wanted.items()}
     changed = [number for number in after if _encode(after[number]) != _encode(before[number])]
     without = [
         track_id
-        for number, track_id in enumerate(tracks["track_id"])
-        if after.get(number, before[number]).keys().isdisjoint(names)
+        for number, (track_id, part) in enumerate(zip(tracks["track_id"], tracks["part"], strict=True))
+        if isinstance(part, str) and after.get(number, before[number]).keys().isdisjoint(names)
     ]
     if without:
-        findings.append(Finding.of("tracks that have none of these labels", without))
+        findings.append(Finding.of("tracks without any of these labels", without))
     hidden = [f"{name}: {label_column(name)}" for name in names if label_column(name) != name]
     if hidden:
         findings.append(
-            Finding.of("labels named as a column of the index, read back under another name", hidden)
+            Finding.of("labels read back under another name, as theirs is a column of every store", hidden)
         )
     rows = _relabelled(tracks, changed, [after[number] for number in changed])
     return rows, LabelReport(
-        given.by, len(given.keys), tuple(names), len(wanted), len(changed), tuple(findings)
+        given.by, len(given.keys), tuple(names), kinds, len(wanted), len(changed), tuple(findings)
     )
 
 
@@ -305,20 +315,20 @@ def _matched(tracks: pd.DataFrame, given: LabelTable) -> tuple[dict[int, int], l
         earlier = {first.setdefault(name, row), *(wanted.setdefault(number, row) for number in found)} - {row}
         if any(given.labels[other] != labels for other in earlier):
             conflicts.append(
-                f"{given.source}: {key!r} has other labels in row {row + given.first_row} than in row "
-                f"{min(earlier) + given.first_row}."
+                f"{key!r} has other labels in row {row + given.first_row} than in row "
+                f"{min(earlier) + given.first_row}"
             )
         elif earlier:
             problems["rows that repeat another"].append(key)
     if conflicts:
-        more = [f"and {len(conflicts) - _EXAMPLES} more."] if len(conflicts) > _EXAMPLES else []
+        more = f", and {len(conflicts) - _EXAMPLES:,} more" if len(conflicts) > _EXAMPLES else ""
         raise CatalogError(
-            "\n".join([*conflicts[:_EXAMPLES], *more, "Nothing was written; keep one of them."])
+            f"{given.source}: {', '.join(conflicts[:_EXAMPLES])}{more}. Nothing was written; keep one of them."
         )
     if first and not wanted and len(tracks) and _AMBIGUOUS not in problems:
         like = {"track_id": "track_id", "path": "uri", "content_hash": "content_hash"}[given.by]
         raise CatalogError(
-            f"{given.source}: none of its {len(first):,} rows names a track of the store. "
+            f"{given.source}: none of its rows names a track of the store. "
             f"Expected a {given.by} such as {tracks[like].iloc[0]!r}, got {next(iter(first))!r}."
         )
     return wanted, [*given.findings, *(Finding.of(what, found) for what, found in problems.items())]

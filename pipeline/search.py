@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.errors import StoreError, UnknownNameError, did_you_mean
+from pipeline.errors import StoreError
 from pipeline.store.chunk_table import read_chunks
 from pipeline.store.stored_feature import as_values
 
@@ -82,10 +82,13 @@ def nearest_tracks(
     ------
     UnknownNameError
         If there is no such track or feature.
+    StoreError
+        If the track could not be used, or has no such feature yet.
     """
+    store.number(track_id)  # an error says why it has no features
     track_ids, vectors = mean_embeddings(store, feature)
     if track_id not in track_ids:
-        raise UnknownNameError(f"no track {track_id!r} with {feature}.{did_you_mean(track_id, track_ids)}")
+        raise StoreError(f"{track_id} has no {feature} yet. Run `mirstore extract --feature {feature}`.")
     centred = vectors - vectors.mean(axis=0)
     norms = np.linalg.norm(centred, axis=1, keepdims=True)
     units = centred / np.where(norms > 0, norms, 1.0)

@@ -31,7 +31,7 @@ class ChunkReader(BatchReader):
     features
         Name or names; only tracks that have all of them are read.
     batch_size
-        Chunks of a batch.
+        Chunks of a batch; 32 by default.
     buffer_bytes
         Most memory that rows and batches take, for each worker: the buffer, what is read ahead and three
         batches. What DataLoader itself keeps of finished batches (`prefetch_factor`) comes on top.
@@ -78,7 +78,7 @@ class ChunkReader(BatchReader):
         store: "FeatureStore",
         features: str | Sequence[str],
         *,
-        batch_size: int,
+        batch_size: int = 32,
         buffer_bytes: int = BUFFER_BYTES,
         seed: int = 0,
         shuffle: bool = True,

@@ -22,6 +22,7 @@ from pipeline.commands import (
     status,
     verify,
 )
+from pipeline.commands.help import Verb
 
 app = typer.Typer(
     name="mirstore",
@@ -48,20 +49,20 @@ def _options(
     pass
 
 
-app.command("extract")(extract.extract)
-app.command("status")(status.status)
-app.command("features")(features.features)
-app.command("failures")(failures.failures)
-app.command("show")(show.show)
-app.command("query")(query.query)
-app.command("export")(export.export)
-app.command("snapshots")(snapshots.snapshots)
-app.command("diff")(snapshots.diff)
-app.command("verify")(verify.verify)
-app.command("prune")(prune.prune)
-app.command("forget")(forget.forget)
-app.command("drop")(drop.drop)
-app.command("compact")(compact.compact)
-app.command("gc")(gc.gc)
+app.command("extract", cls=Verb)(extract.extract)
+app.command("status", cls=Verb)(status.status)
+app.command("features", cls=Verb)(features.features)
+app.command("failures", cls=Verb)(failures.failures)
+app.command("show", cls=Verb)(show.show)
+app.command("query", cls=Verb)(query.query)
+app.command("export", cls=Verb)(export.export)
+app.command("snapshots", cls=Verb)(snapshots.snapshots)
+app.command("diff", cls=Verb)(snapshots.diff)
+app.command("verify", cls=Verb)(verify.verify)
+app.command("prune", cls=Verb)(prune.prune)
+app.command("forget", cls=Verb)(forget.forget)
+app.command("drop", cls=Verb)(drop.drop)
+app.command("compact", cls=Verb)(compact.compact)
+app.command("gc", cls=Verb)(gc.gc)
 app.add_typer(labels.app, name="labels")
 app.add_typer(catalog.app, name="catalog")

@@ -27,9 +27,14 @@ app = typer.Typer(help="Check the catalog, or write its JSON Schema for an edito
 
 @app.command("schema")
 def schema(
-    output: Annotated[str, typer.Option("--output", "-o", help="File to write; - prints it.")] = "-",
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="FILE", help="File to write; - prints it.")
+    ] = "-",
 ) -> None:
-    """Write a JSON Schema of catalog.yaml, by which editors complete and check it."""
+    """Write a JSON Schema of catalog.yaml.
+
+    Editors complete and check the file by it.
+    """
     import json
     from pathlib import Path
 
@@ -49,7 +54,7 @@ def schema(
 
 @app.command("check")
 def check(catalog: CatalogOption = DEFAULT_CATALOG, as_json: JsonOption = False) -> None:
-    """Check the catalog, count the files of its collections, and print its features with their versions.
+    """Check the catalog, count its files, name its features.
 
     Folders, manifests and weights are looked for on this machine; what is on another is not.
     """

@@ -31,7 +31,7 @@ def compact(
     with StepDisplay("parts written", quiet=as_json) as display:
         report = compact_store(catalog, dry_run=dry_run, on_progress=display.update)
     if as_json:
-        print_json(asdict(report))
+        print_json({**asdict(report), "dry_run": dry_run})
     elif not report.rewritten + report.emptied:
         console().print("Nothing to compact." if not report.damage else "Nothing else to compact.")
     else:

@@ -21,14 +21,18 @@ from pipeline.commands.progress import StepDisplay
 
 
 def export(
-    folder: Annotated[Path, typer.Argument(help="New or empty.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="New or empty.")],
     feature: Annotated[
         list[str],
         typer.Option("--feature", metavar="NAME", help="This feature, or feature@version (repeatable)."),
     ],
     format: Annotated[
         str,
-        typer.Option("--format", help="npz: a file a track; parquet: a row a chunk; zarr: one group."),
+        typer.Option(
+            "--format",
+            metavar="npz|parquet|zarr",
+            help="A file a track; a table of a row a chunk; or one group.",
+        ),
     ] = "npz",
     where: Annotated[
         str | None,

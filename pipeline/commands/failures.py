@@ -1,4 +1,4 @@
-"""``mirstore failures``: the files that could not be used, and why."""
+"""``mirstore failures``: the files that could not be used, or only in part, and why."""
 
 from pipeline.commands.output import (
     DEFAULT_CATALOG,
@@ -14,16 +14,23 @@ from pipeline.commands.output import (
 def failures(
     catalog: CatalogOption = DEFAULT_CATALOG, snapshot: SnapshotOption = None, as_json: JsonOption = False
 ) -> None:
-    """One row a file: where it failed and the reason. `extract --retry-failed` tries them again."""
-    from pipeline.store.reading import FeatureStore
+    """Files that could not be used, or only in part, and why.
 
-    table = FeatureStore(catalog, snapshot=snapshot).failures.reset_index()
+    One row a file: the stage at which it failed, and the reason; `extract --retry-failed` tries these again.
+    Those of the stage `truncated` are tracks that lack a part of their audio.
+    """
+    from pipeline.store.reading import FeatureStore
+    from pipeline.store.track_table import truncated_tracks
+
+    store = FeatureStore(catalog, snapshot=snapshot)
+    failed, truncated = store.failures.reset_index(), truncated_tracks(store).reset_index()
     if as_json:
-        print_json(table.to_dict(orient="records"))
-    elif not len(table):
+        print_json({"failed": failed.to_dict("records"), "truncated": truncated.to_dict("records")})
+    elif not len(failed) + len(truncated):
         console().print("No failures.")
     else:
         print_table(
             ["track", "stage", "reason"],
-            [[row.track_id, row.stage, row.reason] for row in table.itertuples(index=False)],
+            [[row.track_id, row.stage, row.reason] for row in failed.itertuples(index=False)]
+            + [[row.track_id, "truncated", row.reason] for row in truncated.itertuples(index=False)],
         )

@@ -38,7 +38,9 @@ def features(
 
     found = feature_versions(FeatureStore(catalog, snapshot=snapshot))
     if as_json:
-        print_json({"features": found.table.to_dict(orient="records"), "remarks": found.remarks})
+        rows = found.table.to_dict(orient="records")
+        versions = [{"version": f"{row['feature']}@{row['fingerprint']}", **row} for row in rows]
+        print_json({"features": versions, "remarks": found.remarks})
         return
     out = console()
     if not len(found.table):
@@ -46,7 +48,6 @@ def features(
     else:
         print_table(
             [
-                "feature",
                 "version",
                 "",
                 "kind",
@@ -57,8 +58,7 @@ def features(
             ],
             [
                 [
-                    row.feature,
-                    row.fingerprint,
+                    f"{row.feature}@{row.fingerprint}",
                     "*" if row.in_catalog else "",
                     row.kind,
                     f"{row.tracks:,} of {row.of_tracks:,}",

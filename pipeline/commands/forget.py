@@ -15,6 +15,7 @@ from pipeline.commands.output import (
     counted,
     print_json,
     print_table,
+    short_part,
 )
 
 if TYPE_CHECKING:
@@ -30,7 +31,11 @@ def forget(
     catalog: CatalogOption = DEFAULT_CATALOG,
     listed: Annotated[
         Path | None,
-        typer.Option("--from", metavar="FILE", help="Those of a file too, a line each; - is standard input."),
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="Those of a file too, a line each, # begins a comment; - is standard input.",
+        ),
     ] = None,
     allow: Annotated[
         bool, typer.Option("--allow", help="Let the next extraction take forgotten tracks again.")
@@ -53,17 +58,19 @@ def forget(
     store = catalog
     if allow:
         removal.allow(store, names)
-        print_json(names) if as_json else console().print(f"{counted(len(names), 'track')} allowed again.")
+        print_json({"allowed": names}) if as_json else console().print(
+            f"{counted(len(names), 'track')} allowed again."
+        )
         return
     done = removal.forget(store, names, dry_run=dry_run)
     if as_json:
-        print_json(asdict(done))
+        print_json({**asdict(done), "dry_run": dry_run})
     else:
         _print(done, dry_run=dry_run)
 
 
 def _lines(file: Path) -> list[str]:
-    """Return the lines of a file that are not empty."""
+    """Return the lines of a file that are neither empty nor a comment: no track begins with a #."""
     from pipeline.errors import CatalogError
 
     try:
@@ -74,7 +81,8 @@ def _lines(file: Path) -> list[str]:
     except OSError as error:
         raise CatalogError(f"{file}: cannot be read: {error.strerror or error}.") from error
     # Not `splitlines`: a name may hold what it takes for the end of a line.
-    return [line for line in (line.removesuffix("\r") for line in text.split("\n")) if line.strip()]
+    lines = (line.removesuffix("\r") for line in text.split("\n"))
+    return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
 def _print(done: "Forgotten", *, dry_run: bool) -> None:
@@ -86,7 +94,7 @@ def _print(done: "Forgotten", *, dry_run: bool) -> None:
                 [
                     track.track_id,
                     f"{track.chunks:,}",
-                    ", ".join(track.parts),
+                    ", ".join(map(short_part, track.parts)),
                     ", ".join(track.other_names),
                     ", ".join(track.copies),
                 ]

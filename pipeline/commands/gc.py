@@ -10,11 +10,11 @@ from pipeline.commands.output import (
     CatalogOption,
     JsonOption,
     console,
-    counted,
     print_json,
     print_table,
     readable_bytes,
     readable_time,
+    short_part,
 )
 
 
@@ -36,30 +36,30 @@ def gc(
     """
     from pipeline.store.garbage import collect_garbage
 
-    orphans = collect_garbage(catalog, grace_s=grace, keep_s=keep * 86_400.0, dry_run=dry_run)
+    found = collect_garbage(catalog, grace_s=grace, keep_s=keep * 86_400.0, dry_run=dry_run)
     if as_json:
-        print_json([asdict(orphan) for orphan in orphans])
+        print_json({"unneeded": [asdict(one) for one in found], "dry_run": dry_run})
         return
     would = "would be " if dry_run else ""
-    if orphans:
+    if found:
         print_table(
-            ["orphan", "size", "age", ""],
+            ["part or array", "size", "age", ""],
             [
                 [
-                    orphan.name,
-                    readable_bytes(orphan.bytes),
-                    readable_time(orphan.age_s),
-                    f"{would}removed" if orphan.due else "kept",
+                    short_part(one.name),
+                    readable_bytes(one.bytes),
+                    readable_time(one.age_s),
+                    f"{would}removed" if one.due else "kept",
                 ]
-                for orphan in orphans
+                for one in found
             ],
             right=["size", "age"],
         )
-    if any(not orphan.due for orphan in orphans):
+    if not all(one.due for one in found):
         console().print(f"Kept is what changed within {readable_time(grace)}; `--grace 0` removes it too.")
-    due = [orphan for orphan in orphans if orphan.due]
-    freed = readable_bytes(sum(orphan.bytes for orphan in due))
-    console().print(f"{counted(len(due), 'orphan')} {would}removed, {freed} freed.")
+    due = [one for one in found if one.due]
+    freed = readable_bytes(sum(one.bytes for one in due))
+    console().print(f"{len(due):,} {would}removed, {freed} freed." if due else "Nothing to remove.")
     if keep:
         console().print(
             f"What snapshots of the last {keep:g} days name is kept; `--keep 0` keeps only the newest."

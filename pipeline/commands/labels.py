@@ -2,10 +2,11 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.commands.help import Verb
 from pipeline.commands.output import (
     DEFAULT_CATALOG,
     CatalogOption,
@@ -17,12 +18,17 @@ from pipeline.commands.output import (
     print_table,
 )
 
+if TYPE_CHECKING:
+    from pipeline.label_tables import Finding
+
 app = typer.Typer(help="Add labels from a table, remove them, list them.")
 
 
-@app.command("add")
+@app.command("add", cls=Verb)
 def add(
-    file: Annotated[Path, typer.Argument(help="CSV or Parquet; its first row names the columns.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="CSV or Parquet; its first row names the columns.")
+    ],
     by: Annotated[
         str | None,
         typer.Option(
@@ -44,34 +50,40 @@ def add(
 
     report = add_labels(catalog, file, by=by, dry_run=dry_run)
     if as_json:
-        print_json(asdict(report))
+        print_json({**asdict(report), "dry_run": dry_run})
         return
-    print_table(
-        ["", "number", "such as"],
-        [
-            ["rows", f"{report.rows:,}", f"by {report.by}"],
-            ["labels", f"{len(report.labels):,}", ", ".join(report.labels)],
-            ["tracks named", f"{report.tracks:,}", ""],
-            ["tracks changed", f"{report.changed:,}", ""],
-            *([found.what, f"{found.count:,}", ", ".join(found.examples)] for found in report.findings),
-        ],
-        right=["number"],
-    )
+    would = "would be " if dry_run else ""
+    lines = [
+        f"{counted(report.rows, 'row')}, by {report.by}: {counted(report.tracks, 'track')} named, "
+        f"{report.changed:,} {would}changed",
+        f"labels: {', '.join(f'{name} ({kind})' for name, kind in report.kinds.items()) or 'none'}",
+        *(_told(finding) for finding in report.findings),
+    ]
     if dry_run:
-        console().print("Nothing was written: --dry-run.")
-    elif report.snapshot is None:
-        console().print("Nothing to do.")
+        lines.append("Nothing was written: --dry-run.")
     else:
-        console().print(f"Commit {report.snapshot}.")
+        lines.append("Nothing to do." if report.snapshot is None else f"Snapshot {report.snapshot}.")
+    for line in lines:
+        console().print(line, markup=False)
 
 
-@app.command("remove")
+def _told(finding: "Finding") -> str:
+    """Return a finding on one line."""
+    more = ", ..." if finding.count > len(finding.examples) > 0 else ""
+    examples = f" ({', '.join(finding.examples)}{more})" if finding.examples else ""
+    return f"{finding.what}: {finding.count:,}{examples}"
+
+
+@app.command("remove", cls=Verb)
 def remove(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Labels.")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME", help="Labels.")],
     catalog: CatalogOption = DEFAULT_CATALOG,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove added labels from all tracks; those of manifests and files stay."""
+    """Remove added labels from all tracks.
+
+    Those of manifests and files stay.
+    """
     from pipeline.labels import remove_labels
 
     report = remove_labels(catalog, names)
@@ -79,30 +91,38 @@ def remove(
         print_json(asdict(report))
         return
     console().print(
-        f"{', '.join(report.labels)} removed from {counted(report.tracks, 'track')}: commit {report.snapshot}."
+        f"{', '.join(report.labels)} removed from {counted(report.tracks, 'track')}: snapshot {report.snapshot}."
     )
 
 
-@app.command("list")
+@app.command("list", cls=Verb)
 def list_labels(
     catalog: CatalogOption = DEFAULT_CATALOG,
     snapshot: SnapshotOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Every label with where it is from, how many tracks have it, and an example."""
+    """Every label: its source, how many tracks have it."""
     from pipeline.labels import labels_table
     from pipeline.store.reading import FeatureStore
 
     table = labels_table(FeatureStore(catalog, snapshot=snapshot))
     if as_json:
-        print_json(table.to_dict(orient="records"))
+        print_json({"labels": table.to_dict(orient="records")})
     elif not len(table):
         console().print("No labels.")
     else:
+        renamed = (table["label"] != table["column"]).any()
         print_table(
-            ["label", "source", "tracks", "values", "example"],
+            ["label", "source", "tracks", "values", "example", *(["column of tracks"] if renamed else [])],
             [
-                [row.label, row.source, f"{row.tracks:,}", f"{row.distinct:,}", row.example]
+                [
+                    row.label,
+                    row.source,
+                    f"{row.tracks:,}",
+                    f"{row.distinct:,}",
+                    row.example,
+                    *([row.column] if renamed else []),
+                ]
                 for row in table.itertuples(index=False)
             ],
             right=["tracks", "values"],

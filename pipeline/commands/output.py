@@ -1,8 +1,10 @@
 """What the verbs print: tables, JSON, and amounts people can read."""
 
 import json
+import re
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +18,7 @@ CatalogOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 SnapshotOption = Annotated[
     int | None,
-    typer.Option("--snapshot", metavar="N", help="Read the store as of this commit. [default: the newest]"),
+    typer.Option("--snapshot", metavar="N", help="Read the store as of this snapshot. [default: the newest]"),
 ]
 DEFAULT_CATALOG = Path("catalog.yaml")
 
@@ -37,6 +39,8 @@ def _plain(value: Any) -> Any:
 
     if value is pd.NA:
         return None
+    if isinstance(value, datetime):
+        return value.isoformat().replace("+00:00", "Z")
     return value.item() if hasattr(value, "item") else str(value)
 
 
@@ -48,7 +52,10 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, right
         table.add_column(heading, justify="right" if number else "left", no_wrap=number, overflow="fold")
     for row in rows:
         table.add_row(*(cell.replace("[", r"\[") for cell in row))
-    console().print(table)
+    out = console()
+    with out.capture() as captured:
+        out.print(table)
+    typer.echo("\n".join(line.rstrip() for line in captured.get().split("\n")), nl=False)
 
 
 def readable_bytes(n: float) -> str:
@@ -70,6 +77,17 @@ def short_path(place: str) -> str:
     """Return a place as one would type it here: a path is relative where it lies below the working folder."""
     here, path = Path.cwd(), Path(place)
     return f"./{path.relative_to(here)}" if path.is_relative_to(here) and path != here else place
+
+
+def short_part(name: str) -> str:
+    """Return the name of a part, or of something in it, with the first 8 of the part's 32 digits.
+
+    Examples
+    --------
+    >>> short_part("0123456789abcdef0123456789abcdef/logmel@ee3879d3c73d")
+    '01234567/logmel@ee3879d3c73d'
+    """
+    return re.sub(r"^([0-9a-f]{8})[0-9a-f]{24}(?=/|$)", r"\1", name)
 
 
 def readable_time(seconds: float) -> str:

@@ -15,9 +15,11 @@ from pipeline.commands.output import (
 
 
 def query(
-    track: Annotated[str, typer.Argument(help="Track to compare with, as `collection/path`.")],
-    feature: Annotated[str, typer.Option("--feature", help="An embedding.")] = "embedding",
-    n: Annotated[int, typer.Option("--number", "-n", min=1, help="How many tracks.")] = 3,
+    track: Annotated[
+        str, typer.Argument(metavar="TRACK", help="Track to compare with, as `collection/path`.")
+    ],
+    feature: Annotated[str, typer.Option("--feature", metavar="NAME", help="An embedding.")] = "embedding",
+    n: Annotated[int, typer.Option("--number", "-n", min=1, metavar="N", help="How many tracks.")] = 3,
     catalog: CatalogOption = DEFAULT_CATALOG,
     snapshot: SnapshotOption = None,
     as_json: JsonOption = False,
@@ -28,7 +30,7 @@ def query(
 
     nearest = nearest_tracks(FeatureStore(catalog, snapshot=snapshot), track, feature=feature, n=n)
     if as_json:
-        print_json(nearest.to_dict(orient="records"))
+        print_json({"track_id": track, "feature": feature, "nearest": nearest.to_dict(orient="records")})
     else:
         print_table(
             ["similarity", "track"],

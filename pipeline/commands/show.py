@@ -9,7 +9,7 @@ from pipeline.commands.output import DEFAULT_CATALOG, CatalogOption, SnapshotOpt
 
 
 def show(
-    track: Annotated[str, typer.Argument(help="Track, as `collection/path`.")],
+    track: Annotated[str, typer.Argument(metavar="TRACK", help="Track, as `collection/path`.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="PNG, PDF or SVG.")] = Path(
         "page.png"
     ),

@@ -18,11 +18,13 @@ TRACKS_LISTED = 40
 
 
 def snapshots(
-    n: Annotated[int | None, typer.Option("--number", "-n", min=1, help="Only the newest N.")] = None,
+    n: Annotated[
+        int | None, typer.Option("--number", "-n", min=1, metavar="N", help="Only the newest N.")
+    ] = None,
     catalog: CatalogOption = DEFAULT_CATALOG,
     as_json: JsonOption = False,
 ) -> None:
-    """Every commit, newest first: when, by whom, what changed.
+    """Every snapshot, newest first: when, by whom, what changed.
 
     `--snapshot N` of the reading commands reads the store as it was then.
     """
@@ -52,8 +54,10 @@ def snapshots(
 
 
 def diff(
-    old: Annotated[int, typer.Argument(min=0, help="Number of a snapshot.")],
-    new: Annotated[int | None, typer.Argument(min=0, help="Another. [default: the newest]")] = None,
+    old: Annotated[int, typer.Argument(min=0, metavar="OLD", help="Number of a snapshot.")],
+    new: Annotated[
+        int | None, typer.Argument(min=0, metavar="NEW", help="Another. [default: the newest]")
+    ] = None,
     catalog: CatalogOption = DEFAULT_CATALOG,
     as_json: JsonOption = False,
 ) -> None:

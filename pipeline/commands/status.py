@@ -53,7 +53,7 @@ def status(
             f"and {', '.join(orphans)}, {size}, of killed runs or older snapshots: `mirstore gc` removes "
             "what none needs"
         )
-    out.print(f"commit {facts['commit']}, {facts['committed']}, by `{facts['command'] or 'mirstore'}`")
+    out.print(f"snapshot {facts['commit']}, {facts['committed']}, by `{facts['command'] or 'mirstore'}`")
     if len(features):
         out.print()
         print_table(

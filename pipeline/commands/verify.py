@@ -13,6 +13,7 @@ from pipeline.commands.output import (
     print_json,
     print_table,
     readable_bytes,
+    short_part,
 )
 from pipeline.commands.progress import StepDisplay
 
@@ -25,6 +26,7 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Read every row, check every checksum, compare index and parts. Exit code 1 if something is wrong."""
+    from pipeline.errors import CURE
     from pipeline.store.verification import verify as verify_store
 
     with StepDisplay("bytes", quiet=as_json, as_bytes=True) as display:
@@ -46,7 +48,7 @@ def verify(
                 ["part", "array", "tracks", "problem", "such as"],
                 [
                     [
-                        row.part or "",
+                        short_part(row.part or ""),
                         row.array or "",
                         f"{row.tracks:,}",
                         row.problem,
@@ -61,5 +63,7 @@ def verify(
             f"{counted(report.arrays, 'array')}, {counted(report.rows, 'row')}, {readable_bytes(report.bytes)}: "
             f"{'nothing is wrong' if report.is_sound else counted(len(report.problems), 'problem')}."
         )
+        if not report.is_sound:
+            console().print(f"{CURE} `--json` names all tracks and whole parts.")
     if not report.is_sound:
         raise typer.Exit(1)

@@ -19,7 +19,7 @@ KEEP_S = 7 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
-class Orphan:
+class Unneeded:
     """Something below ``parts/`` that no snapshot that is kept names.
 
     Parameters
@@ -60,7 +60,7 @@ def _unnamed(location: Location, arrays: pd.DataFrame) -> Mapping[str, list[Stor
 
 def collect_garbage(
     place: Place, *, grace_s: float = GRACE_S, keep_s: float = KEEP_S, dry_run: bool = False
-) -> list[Orphan]:
+) -> list[Unneeded]:
     """Remove what killed runs left, and what only snapshots name that are not kept any more.
 
     Parameters
@@ -76,7 +76,7 @@ def collect_garbage(
 
     Returns
     -------
-    list of Orphan
+    list of Unneeded
 
     Raises
     ------
@@ -90,7 +90,7 @@ def collect_garbage(
         kept = index.oldest_within(keep_s)
         unnamed = _unnamed(location, index.arrays_since(kept))
         now = max(time.time(), max((s.modified_s for files in unnamed.values() for s in files), default=0.0))
-        orphans = []
+        found = []
         superseded = False
         known = set(index.arrays_since(index.format.oldest_snapshot)["part"])
         for name, files in sorted(unnamed.items()):
@@ -98,17 +98,17 @@ def collect_garbage(
             remove = age_s >= grace_s
             superseded |= remove and name.partition("/")[0] in known
             size = sum(stored.size for stored in files)
-            orphans.append(Orphan(name, size, age_s, remove, remove and not dry_run))
+            found.append(Unneeded(name, size, age_s, remove, remove and not dry_run))
         if dry_run:
-            return orphans
+            return found
         if superseded:  # said before it is true, so that a kill in between leaves no snapshot half readable
             index.keep_from(kept)
-        for orphan in orphans:
-            if orphan.removed:
-                location.delete(f"{PARTS}/{orphan.name}")
+        for one in found:
+            if one.removed:
+                location.delete(f"{PARTS}/{one.name}")
         for folder in ("", f"{ERASED}/"):
             for name in location.names(folder):
                 if is_draft(name):
                     location.delete(f"{folder}{name}")
         index.vacuum(keep_s, kept=kept)
-    return orphans
+    return found

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from features.framing import Grid
 from pipeline.definitions import Feature
-from pipeline.errors import StoreDamagedError
+from pipeline.errors import CURE, StoreDamagedError
 from pipeline.store.location import Location
 from pipeline.store.records import ArrayRow
 from pipeline.store.shards import ShardedArrayWriter
@@ -69,7 +69,7 @@ def part_group(location: Location, part: str) -> dict[str, Any]:
         return attributes
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreDamagedError(
-            f"part {part}: cannot be opened ({' '.join(str(error).split())}). Restore the part from a backup."
+            f"part {part}: cannot be opened ({' '.join(str(error).split())}). {CURE}"
         ) from error
 
 

@@ -212,7 +212,7 @@ class FeatureStore:
 
     def placed_rows(self, columns: Sequence[str]) -> pd.DataFrame:
         """Columns of the index for the tracks of `tracks`, in no order: their labels are not looked at."""
-        rows = self.index_rows(["track_id", "part", *(name for name in columns if name != "part")])
+        rows = self.index_rows(list(dict.fromkeys(["track_id", "part", *columns])))
         rows = rows[rows["part"].notna()]
         rows = rows if self._only is None else rows[rows["track_id"].isin(self._only)]
         return rows[list(columns)]

@@ -193,6 +193,7 @@ def drop(
     *,
     wanted: Sequence[str] = (),
     force: bool = False,
+    dry_run: bool = False,
 ) -> tuple[str, str, int]:
     """Drop one version of a feature; its bytes go with ``mirstore gc``.
 
@@ -206,6 +207,8 @@ def drop(
         Fingerprints that the catalog asks for.
     force
         Drop it even if the catalog asks for it or models use it.
+    dry_run
+        Only report, or refuse.
 
     Returns
     -------
@@ -240,11 +243,13 @@ def drop(
         alone = int((~tracks.isin(others)).sum())
         if alone:
             raise StoreError(
-                f"{version} is all that {alone} tracks have. Extract another version first, or `prune` or "
-                "`forget` the tracks."
+                f"{version} is all that {'one track has' if alone == 1 else f'{alone:,} tracks have'}. "
+                "Extract another version first, or `prune` or `forget` the tracks."
             )
         size = int(arrays.loc[arrays["fingerprint"] == fingerprint, "bytes"].sum())
-        index.commit(
-            dropped=f"fingerprint = '{fingerprint}'", provenance=provenance(command_line(f"drop {version}"))
-        )
+        if not dry_run:
+            index.commit(
+                dropped=f"fingerprint = '{fingerprint}'",
+                provenance=provenance(command_line(f"drop {version}")),
+            )
     return name, fingerprint, size

@@ -12,7 +12,7 @@ import numpy as np
 from numcodecs import blosc
 from numpy.typing import NDArray
 
-from pipeline.errors import StoreDamagedError, StoreError
+from pipeline.errors import CURE, StoreDamagedError, StoreError
 from pipeline.store.location import Location
 from pipeline.store.shards import MISSING, checksum, is_intact, shard_key
 
@@ -51,8 +51,7 @@ class ShardReader:
             self._rows_per_shard = _rows_per_shard(self.metadata)
         except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise StoreDamagedError(
-                f"{self.name}: cannot be opened ({' '.join(str(error).split())}). "
-                "Restore the part from a backup."
+                f"{self.name}: cannot be opened ({' '.join(str(error).split())}). {CURE}"
             ) from error
         self.n_rows, self.row_shape = shape[0], shape[1:]
         self.row_bytes = int(np.prod(self.row_shape)) * self.dtype.itemsize
@@ -106,7 +105,7 @@ class ShardReader:
             raise self._damaged(f"row {row} cannot be decompressed") from error
 
     def _damaged(self, what: str) -> StoreDamagedError:
-        return StoreDamagedError(f"{self.name}: {what}. Restore the part from a backup.")
+        return StoreDamagedError(f"{self.name}: {what}. {CURE}")
 
     def _index(self, shard: int) -> NDArray[np.uint64]:
         index = self._indexes.get(shard)

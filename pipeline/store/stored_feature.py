@@ -253,7 +253,7 @@ class StoredFeature:
         Raises
         ------
         StoreError
-            If the stretch is empty or before the start.
+            If the stretch is empty, before the start or past the end.
         """
         import xarray as xr
 
@@ -278,10 +278,20 @@ class StoredFeature:
             values = self.values(track_id, first, last)
             dims = ("time", *self.dims[1:])
             times = np.asarray((first + np.arange(len(values))) * grid.chunk_s)
+        if not len(times):
+            self._check_start(track_id, start_s)
         coordinates["time"] = ("time", times, {"units": "s"})
         return xr.DataArray(
             values, dims=dims, coords=coordinates, name=self.name, attrs={"track_id": track_id}
         )
+
+    def _check_start(self, track_id: str, start_s: Seconds) -> None:
+        """Raise `StoreError` where a stretch of nothing lies past the end."""
+        _, _, count, n_samples = self._span(track_id)
+        grid = self.store.grid
+        end_s = min(n_samples, count * grid.chunk_samples) / grid.sample_rate
+        if start_s >= end_s:
+            raise StoreError(f"expected start_s before the end of {track_id}, {end_s:.3f} s, got {start_s}.")
 
     def _joined(
         self, track_id: str, per_chunk: int, hop_length: int, start_s: Seconds, stop_s: Seconds | None

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from pipeline.errors import StoreError
 from pipeline.store.tables import TRACKS_SCHEMA
+
+if TYPE_CHECKING:
+    from pipeline.store.reading import FeatureStore
 
 LABEL_COLUMNS = ("file_tags", "labels", "added_labels")
 OF_FAILURES = ("stage", "reason")
@@ -41,6 +44,13 @@ def with_labels(rows: pd.DataFrame) -> pd.DataFrame:
     labels = pd.DataFrame(merged, index=rows.index)
     labels = labels.rename(columns=label_column)
     return pd.concat([rows, labels], axis=1)
+
+
+def truncated_tracks(store: "FeatureStore") -> pd.DataFrame:
+    """Return the tracks that lack a part of their audio, by `track_id`: `uri` and one line of `reason`."""
+    rows = store.placed_rows(["track_id", "uri", "truncated"])
+    rows = rows[rows["truncated"].notna()].rename(columns={"truncated": "reason"})
+    return rows.set_index("track_id").sort_index()
 
 
 def has_any(column: "pd.Series[Any]", values: Sequence[Any]) -> NDArray[np.bool_]:

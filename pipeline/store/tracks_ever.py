@@ -10,7 +10,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from pipeline.errors import StoreDamagedError, UnknownNameError, did_you_mean
-from pipeline.store.erasures import Span, erased_spans, erasures, unerased
+from pipeline.store.erasures import Span, erased_spans, erasures, name_hash, unerased
 from pipeline.store.index import Index
 from pipeline.store.parts import part_group
 from pipeline.store.tables import TRACKS_SCHEMA, matching
@@ -86,12 +86,18 @@ class TracksEver:
     def check(self) -> None:
         """Raise `UnknownNameError` where one of the tracks is not there, nor was."""
         known = set(self.now["track_id"])
+        blocked = {name for erasure in erasures(self.index.location) for name in erasure.blocked}
         unknown, hint = [], ""
         for name in sorted(self.wanted - known):  # one that was pruned is in the past only
             now = sorted(known & self.names(name))
             if now or name not in self.spans_of:
                 unknown.append(name)
-                hint = hint or (f" {name!r} is {now[0]!r} now." if now else did_you_mean(name, known))
+                if now:
+                    hint = hint or f" {name!r} is {now[0]!r} now."
+                elif name_hash(name) in blocked:
+                    hint = hint or f" {name!r} was already forgotten."
+                else:
+                    hint = hint or did_you_mean(name, known)
         if unknown:
             more = f" and {len(unknown) - _EXAMPLES:,} more" if len(unknown) > _EXAMPLES else ""
             named = ", ".join(map(repr, unknown[:_EXAMPLES]))

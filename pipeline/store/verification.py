@@ -14,7 +14,7 @@ import pandas as pd
 import zarr
 from numpy.typing import NDArray
 
-from pipeline.errors import StoreDamagedError
+from pipeline.errors import CURE, StoreDamagedError
 from pipeline.store.erasures import erased_spans, unerased
 from pipeline.store.index import Index
 from pipeline.store.parts import COORDINATES, part_group, part_key
@@ -217,8 +217,8 @@ def _form(rows: int, row_shape: tuple[int, ...], dtype: "np.dtype[Any]") -> str:
 
 
 def _reason(error: StoreDamagedError) -> str:
-    """Return an error's text without the name of the array, which has a column of its own."""
-    return str(error).partition(": ")[2] or str(error)
+    """Return an error's text without the name of the array, which has a column of its own, and the cure."""
+    return (str(error).partition(": ")[2] or str(error)).removesuffix(f" {CURE}")
 
 
 def _row_ranges(tracks: pd.DataFrame) -> Iterator[tuple[int, int]]:

@@ -199,7 +199,7 @@ def test_the_command(empty_project: Any) -> None:
         assert (done.returncode, done.stdout) == (2, "")
         first, second = done.stderr.splitlines()
         assert first.startswith("mirstore: catalog.yaml:5: collections.demo.path: there is no folder")
-        assert second.startswith("catalog.yaml:7: collections.web.manifest: ")
+        assert second.startswith("mirstore: catalog.yaml:7: collections.web.manifest: ")
 
 
 def test_what_cannot_be_used_is_named_and_nothing_at_all_is_remarked(empty_project: Any) -> None:

@@ -125,16 +125,20 @@ def test_an_excerpt_is_a_slice_of_the_whole(
     needed = {row["row_start"] + i // per_chunk for i in np.flatnonzero(inside).tolist()}
     assert watched_rows(watched) == sorted((row["part"], number) for number in needed)
 
-    if start_s < stop_s:
+    end_s = min(row["n_samples"], row["n_chunks"] * CHUNK) / RATE
+    if start_s == stop_s:
+        with pytest.raises(StoreError, match="expected 0 <= start_s < stop_s"):
+            feature.excerpt(track_id, start_s, stop_s)
+    elif start_s >= end_s and not inside.any():
+        with pytest.raises(StoreError, match="expected start_s before the end of"):
+            feature.excerpt(track_id, start_s, stop_s)
+    else:
         excerpt = feature.excerpt(track_id, start_s, stop_s)
         assert_array_equal(excerpt.values, values[..., inside])
         assert_array_equal(excerpt["time"], seconds[inside])
         assert excerpt.dims == {"audio": ("time",), "logmel": ("mel", "time")}.get(
             name, ("coefficient", "time")
         )
-    else:
-        with pytest.raises(StoreError, match="expected 0 <= start_s < stop_s"):
-            feature.excerpt(track_id, start_s, stop_s)
 
 
 @pytest.mark.parametrize("song", sorted(SONGS))
@@ -179,7 +183,10 @@ def test_stretches_that_end_nowhere_end_with_the_track(watched: FeatureStore, na
     assert_array_equal(read(track_id, 0.0, np.inf), values)
     assert_array_equal(read(track_id, -3.0), values)
     assert_array_equal(feature.excerpt(track_id, 0.0, np.inf), values)
-    assert feature.excerpt(track_id, 99.0, 100.0).sizes["time"] == 0
+    end_s = SONGS["kept.wav"][1] / RATE
+    assert feature.excerpt(track_id, end_s - 0.1, 100.0).sizes["time"] > 0
+    with pytest.raises(StoreError, match=f"before the end of {track_id}, {end_s:.3f} s, got 99.0"):
+        feature.excerpt(track_id, 99.0, 100.0)
     assert read(track_id, 2.0, 1.0).shape == (*values.shape[:-1], 0)
 
 
@@ -229,6 +236,10 @@ def test_vectors_of_a_stretch_are_those_of_the_chunks_it_overlaps(
         return
     borders = np.arange(301) * (1366 * HOP / RATE)
     overlapping = (borders[:-1] < stop_s) & (borders[1:] > start_s)
+    if start_s >= borders[-1]:
+        with pytest.raises(StoreError, match="before the end"):
+            embedded["embedding"].excerpt("made/000", start_s, stop_s)
+        return
     excerpt = embedded["embedding"].excerpt("made/000", start_s, stop_s)
     assert excerpt.dims == ("time", "dimension")
     assert_array_equal(excerpt["time"], borders[:-1][overlapping])

@@ -413,9 +413,9 @@ def test_command_line_from_start_to_end(project: Any) -> None:
     assert (status["tracks"], status["failed"], status["orphan_parts"]) == (N_SONGS, 1, 0)
     assert [row["feature"] for row in status["features"]] == ["audio", "logmel", "mfcc"]
     assert {row["tracks"] for row in status["features"]} == {N_SONGS}
-    [failure] = project.run_json("failures")
+    [failure] = project.run_json("failures")["failed"]
     assert failure["track_id"] == "demo/bad.mp3"
-    assert project.run_json("gc") == []
+    assert project.run_json("gc")["unneeded"] == []
     checked = project.run_json("catalog", "check")
     assert [row["feature"] for row in checked["features"]] == ["audio", "logmel", "mfcc"]
     for verb, words in (

@@ -101,8 +101,8 @@ def test_kill_at_any_moment_loses_only_jobs_in_flight(empty_project: Any, start:
     assert check_consistent(empty_project.store, expected) == all_tracks
     status = empty_project.run_json("status")
     assert status["orphan_parts"] == len(empty_project.store.unreferenced_parts) > 0
-    assert empty_project.run_json("gc", "--grace", "3600", "--dry-run")
-    removed = empty_project.run_json("gc", "--grace", "0")
+    assert empty_project.run_json("gc", "--grace", "3600", "--dry-run")["unneeded"]
+    removed = empty_project.run_json("gc", "--grace", "0")["unneeded"]
     assert sum(orphan["removed"] for orphan in removed) >= status["orphan_parts"]
     assert empty_project.run_json("status")["orphan_parts"] == 0
     assert check_consistent(empty_project.store, expected) == all_tracks
@@ -148,7 +148,7 @@ def test_file_that_kills_its_worker(empty_project: Any, start: Any) -> None:
     assert process.returncode == 0, err
     report = json.loads(out)
     assert (report["songs"], report["failures"]) == (6, 1)
-    [failure] = empty_project.run_json("failures")
+    [failure] = empty_project.run_json("failures")["failed"]
     assert (failure["track_id"], failure["stage"]) == (f"demo/{killer}", "worker")
     assert "died" in failure["reason"]
     assert "\n" not in failure["reason"]

@@ -92,7 +92,14 @@ def test_a_csv_is_joined_and_merged_cell_by_cell(store: Path, tmp_path: Path) ->
         "demo/sub/b.wav": {"year": 2001},
         "demo/broken.wav": {"genre": "pop"},
     }
-    assert found(report, "none of these") == (1, ("other/a.wav",))
+    assert found(report, "without any of these") == (1, ("other/a.wav",))
+    assert report.kinds == {
+        "genre": "text",
+        "year": "number",
+        "tempo": "number",
+        "live": "true or false",
+        "made": "text",
+    }
     csv.write_text("track_id,genre,year\ndemo/a.wav,,2000\ndemo/sub/b.wav,jazz,\n")
     assert add_labels(store, csv).changed == 2
     assert added(store)["demo/a.wav"] == {
@@ -209,9 +216,9 @@ def test_what_does_not_fit_is_told(store: Path, tmp_path: Path) -> None:
     assert found(report, "empty rows") == (1, ("row 6",))
     assert found(report, "unknown tracks") == (1, ("demo/none.wav",))
     assert found(report, "without any value") == (1, ("void",))
-    assert found(report, "no labels") == (1, ("content_hash",))
+    assert found(report, "name tracks too") == (1, ("content_hash",))
     assert found(report, "read back") == (1, ("size: label_size",))
-    assert found(report, "none of these labels")[0] == 3
+    assert found(report, "without any of these labels")[0] == 2  # not the file that could not be used
     tracks = FeatureStore(store).tracks
     assert (tracks.loc["demo/a.wav", "label_size"], tracks.loc["demo/a.wav", "size"]) == ("big", 1)
 
@@ -224,13 +231,19 @@ def test_what_does_not_fit_is_told(store: Path, tmp_path: Path) -> None:
         ("path,n\n/elsewhere/a.wav,1\n/elsewhere/./a.wav,2\n", "has other labels in row 3"),
         (f"content_hash,n\n{HASHES['a']},1\n{HASHES['a'].upper()},2\n", "has other labels in row 3"),
         ("path,n\n/music/a.wav,1\nsub/b.wav,2\n/music/sub/b.wav,3\n", "row 4 than in row 3"),
+        (
+            "track_id;mood\ndemo/a.wav;calm\n",
+            "separated by commas, got the one column 'track_id;mood'. Write the file with a comma instead of ';'",
+        ),
+        ("track_id\tmood\ndemo/a.wav\tcalm\n", "got the one column"),
+        ("track_id,n\na.wav,1\n", r"none of its rows names .* such as 'demo/a.wav', got 'a.wav'"),
         ("trackid,n\nx,1\n", "Did you mean 'track_id'"),
         ("name,n\nx,1\n", "It has: name, n"),
         ("track_id\ndemo/a.wav\n", "no column besides 'track_id'"),
         ("track_id,n,n\ndemo/a.wav,1,2\n", "'n' is there 2 times"),
         ("track_id,\ndemo/a.wav,1\n", "column 2 has no name"),
         ("track_id, \ndemo/a.wav,1\n", "column 2 has no name"),
-        ("track_id,n\na.wav,1\nb.wav,1\n", r"none of its 2 rows .* such as 'demo/a.wav', got 'a.wav'"),
+        ("track_id,n\na.wav,1\nb.wav,1\n", r"none of its rows .* such as 'demo/a.wav', got 'a.wav'"),
         ("", "cannot be read"),
         ("track_id,n\ndemo/a.wav,1,2\n", "cannot be read"),
         ("track_id,n\ndemo/a.wav,caf\udce9\n", "not valid UTF-8"),
@@ -308,11 +321,39 @@ def test_what_looks_like_numbers_in_a_csv_is_text_where_the_label_is(store: Path
     csv = tmp_path / "tags.csv"
     csv.write_text("track_id,title,year\nother/a.wav,007,1999\ndemo/a.wav,NA,2000\n")
     report = add_labels(store, csv)
-    assert found(report, "kept as text") == (1, ("title",))
+    assert found(report, "kept as text") == (1, ("title (text of demo/sub/b.wav: 'B')",))
+    assert report.kinds == {"title": "text", "year": "number"}
     assert added(store) == {"other/a.wav": {"title": "007", "year": 1999}, "demo/a.wav": {"year": 2000}}
     csv.write_text("track_id,year\ndemo/sub/b.wav,1999?\n")
     with pytest.raises(CatalogError, match="row 2: 'year' is text"):
         add_labels(store, csv)
+
+
+@pytest.mark.parametrize(
+    ("cells", "told"),
+    [
+        (["120", "12O", "99.5"], "bpm: '12O' in row 3"),
+        (["-1e3", ".5", "fast", "slow", "7."], "bpm: 'fast' in row 4"),
+        (["1", "two"], None),
+        (["one", "two", "3"], None),
+        (["1", "2", "3"], None),
+        (["", "", "x"], None),
+    ],
+)
+def test_a_slip_that_makes_a_column_text_is_told(
+    store: Path, tmp_path: Path, cells: list[str], told: str | None
+) -> None:
+    csv = tmp_path / "tags.csv"
+    csv.write_text("track_id,bpm\n" + "".join(f"track {n},{cell}\n" for n, cell in enumerate(cells)))
+    findings = [f.examples for f in label_table(csv).findings if "most of their values are numbers" in f.what]
+    assert findings == ([(told,)] if told else [])
+
+
+def test_what_is_no_table_is_told_by_its_name(store: Path, tmp_path: Path) -> None:
+    for name in ("song.ogg", "tags.tsv", "tags"):
+        (tmp_path / name).write_bytes(b"OggS")
+        with pytest.raises(CatalogError, match=r"expected a table whose name ends in \.csv or \.parquet"):
+            add_labels(store, tmp_path / name)
 
 
 def test_removing(store: Path) -> None:
@@ -439,14 +480,19 @@ def test_the_command(empty_project: Any) -> None:
     csv.write_text("path,genre\na.wav,folk\nnone.wav,x\n")
     dry = empty_project.run("labels", "add", "tags.csv", "--dry-run")
     assert dry.returncode == 0
-    assert "Nothing was written" in dry.stdout
+    assert dry.stdout.splitlines() == [
+        "2 rows, by path: 1 track named, 1 would be changed",
+        "labels: genre (text)",
+        "rows of unknown tracks, by path: 1 (none.wav)",
+        "Nothing was written: --dry-run.",
+    ]
     report = empty_project.run_json("labels", "add", "tags.csv", "--by", "path")
     assert (report["tracks"], report["changed"], report["findings"][0]["examples"]) == (1, 1, ["none.wav"])
     assert "Nothing to do" in empty_project.run("labels", "add", "tags.csv").stdout
     about = empty_project.store.snapshots.iloc[0]
     assert about["command"] == "mirstore labels add tags.csv --by path --json"
     assert about["counts"] == {"updated": 1}
-    listed = empty_project.run_json("labels", "list")
+    listed = empty_project.run_json("labels", "list")["labels"]
     assert [(label["label"], label["source"], label["example"]) for label in listed] == [
         ("genre", "added", "folk")
     ]
@@ -458,5 +504,14 @@ def test_the_command(empty_project: Any) -> None:
     csv.write_text("path,genre\na.wav,folk\na.wav,pop\n")
     refused = empty_project.run("labels", "add", "tags.csv")
     assert refused.returncode == 2
-    assert refused.stderr.startswith("mirstore: tags.csv: 'a.wav' has other labels in row 3 than in row 2.")
-    assert empty_project.run_json("labels", "list") == []
+    assert refused.stderr == (
+        "mirstore: tags.csv: 'a.wav' has other labels in row 3 than in row 2. Nothing was written; keep one of "
+        "them.\n"
+    )
+    assert empty_project.run_json("labels", "list") == {"labels": []}
+    csv.write_text("path,duration_s\na.wav,7\n")
+    assert "duration_s: label_duration_s" in empty_project.run("labels", "add", "tags.csv").stdout
+    assert empty_project.run("labels", "list").stdout.splitlines() == [
+        "label       source  tracks  values  example  column of tracks",
+        "duration_s  added        1       1  7        label_duration_s",
+    ]

@@ -207,7 +207,7 @@ def test_a_job_that_never_ends(marked: Any, two_machines: Machines) -> None:
     before = two_machines.pids()
     report = marked.run_json("extract", "--scheduler", two_machines.address, "--job-timeout", "5")
     assert (report["songs"], report["failures"]) == (6, 1)
-    [failure] = marked.run_json("failures")
+    [failure] = marked.run_json("failures")["failed"]
     assert (failure["track_id"], failure["stage"]) == ("demo/hang.wav", "worker")
     assert failure["reason"] == "took longer than 5 s"
     hung = {pid for _, pid in marks(marked, "hang")}

@@ -306,8 +306,8 @@ def test_the_commands(empty_project: Any) -> None:
     assert empty_project.run_json("status", *past)["tracks"] == 3
     assert [f["feature"] for f in empty_project.run_json("status", *past)["features"]] == ["audio"]
     assert empty_project.run_json("status", *past)["orphan_parts"] == 0
-    assert empty_project.run_json("failures", *past) == []
-    assert len(empty_project.run_json("failures")) == 1
+    assert empty_project.run_json("failures", *past)["failed"] == []
+    assert len(empty_project.run_json("failures")["failed"]) == 1
     assert empty_project.run("show", "demo/b.wav", *past).returncode == 0
     assert "no track" in empty_project.run("show", "demo/b.wav").stderr
     with pytest.raises(UnknownNameError, match="has no snapshot 99"):

@@ -241,7 +241,12 @@ def test_forgotten_track_is_nowhere(small: Any) -> None:
     assert is_anywhere(small, wanted)
     part = placed.loc[track("b"), "part"]
     told = {"track_id": track("b"), "other_names": [], "chunks": 2, "parts": [part], "copies": []}
-    assert small.run_json("forget", track("b")) == {"tracks": [told], "chunks": 2, "parts": 1}
+    assert small.run_json("forget", track("b")) == {
+        "tracks": [told],
+        "chunks": 2,
+        "parts": 1,
+        "dry_run": False,
+    }
     assert not is_anywhere(small, wanted)
     assert small.rows() == {key: rows for key, rows in before.items() if key[0] != track("b")}
     assert track("b") not in small.store.at(snapshot).tracks.index
@@ -371,7 +376,7 @@ def test_forgotten_stays_so_until_it_is_allowed(small: Any) -> None:
     assert track("a") not in small.store.tracks.index
     assert small.run_json("status")["forgotten"] == 1
     assert "was not forgotten" in failed(small.run("forget", "--allow", track("b")))
-    assert small.run_json("forget", "--allow", track("a")) == [track("a")]
+    assert small.run_json("forget", "--allow", track("a")) == {"allowed": [track("a")]}
     assert small.plan()[track("a")] == ("extract", "new")
     assert small.extract().songs == 1
     assert small.store["audio"].stored(track("a")).shape[0] == 2
@@ -402,14 +407,14 @@ def test_a_dry_run_says_what_forgetting_then_does(small: Any) -> None:
         "chunks": 6,
         "parts": 2,
     }  # fmt: skip
-    assert small.run_json("forget", "--dry-run", *asked) == expected
+    assert small.run_json("forget", "--dry-run", *asked) == {**expected, "dry_run": True}
     shown = small.run("forget", "--dry-run", *asked).stdout
     assert "2 tracks would be forgotten: 6 chunks would be erased from 2 parts." in shown
     assert "1 track of the same content" in shown
     assert (small.rows(), small.store.snapshot) == (before, snapshot)
     assert not (small.store_folder / "erased").exists()
     wanted = pieces(small, track("moved"))
-    assert small.run_json("forget", *asked) == expected
+    assert small.run_json("forget", *asked) == {**expected, "dry_run": False}
     assert not is_anywhere(small, wanted)
     assert set(small.store.tracks.index) == {track("c"), track("copy"), track("d")}
     assert "erases nothing" in failed(small.run("forget", "--allow", "--dry-run", track("b")))
@@ -427,7 +432,7 @@ def test_names_from_a_list(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [forgotten["track_id"] for forgotten in done["tracks"]] == [track(name) for name in "abc"]
     assert list(small.store.tracks.index) == [track("d")]
     listed.write_text("demo/b.wav\n")
-    assert small.run_json("forget", "--allow", "--from", "list.txt") == [track("b")]
+    assert small.run_json("forget", "--allow", "--from", "list.txt") == {"allowed": [track("b")]}
     listed.write_text("\n")
     assert "name at least one track" in failed(small.run("forget", "--from", "list.txt"))
     assert "No such file" in failed(small.run("forget", "--from", "none.txt"))
@@ -467,7 +472,7 @@ def test_forgotten_content_is_left_alone_under_any_name(small: Any) -> None:
     snapshot = small.store.snapshot
     assert small.extract().failures == 0
     assert small.store.snapshot == snapshot, "nothing to do"
-    assert small.run_json("forget", "--allow", track("c")) == [track("c")]
+    assert small.run_json("forget", "--allow", track("c")) == {"allowed": [track("c")]}
     assert small.plan().pop(track("earlier")) == skipped
     assert small.extract().songs == 3
     assert small.plan() == {track("earlier"): skipped}
@@ -642,7 +647,7 @@ def test_forgotten_track_without_a_file_is_no_failure(small: Any) -> None:
     (small.music / "a.wav").unlink()
     small.extract()
     assert name not in set(Index(small.store_folder).tracks()["track_id"])
-    assert small.run_json("failures") == []
+    assert small.run_json("failures")["failed"] == []
 
 
 def test_forgotten_name_is_in_no_file_after_gc(small: Any, scheduler: str) -> None:
@@ -744,7 +749,9 @@ def test_drop(small: Any) -> None:
     assert {key: small.rows()[key] for key in before if key[1] == f"logmel@{new}"} == {
         key: rows for key, rows in before.items() if key[1] == f"logmel@{new}"
     }
-    left = {orphan["name"].split("@")[0] for orphan in small.run_json("gc", "--grace", "0", "--keep", "0")}
+    left = {
+        one["name"].split("@")[0] for one in small.run_json("gc", "--grace", "0", "--keep", "0")["unneeded"]
+    }
     part = small.store.tracks["part"].iloc[0]
     assert left == {f"{part}/logmel"}
     assert verify(small.store_folder).is_sound
@@ -791,6 +798,7 @@ def test_compact_merges_small_parts_and_leaves_dead_rows_behind(small: Any) -> N
     planned = small.run_json("compact", "--dry-run")
     assert small.store.snapshot == snapshot
     done = small.run_json("compact")
+    assert (planned.pop("dry_run"), done.pop("dry_run")) == (True, False)
     assert {**done, "freed_bytes": 0} == {**planned, "freed_bytes": 0}
     assert (done["rewritten"], done["made"], done["emptied"]) == (4, 1, 0)
     assert (done["rows"], done["dead_rows"]) == (12, 2)
@@ -806,9 +814,11 @@ def test_compact_merges_small_parts_and_leaves_dead_rows_behind(small: Any) -> N
     assert {key: rows for key, rows in before.items()} == {
         (name, version): store.at(snapshot)[version].stored(name).tobytes() for name, version in before
     }
-    removed = [orphan for orphan in small.run_json("gc", "--grace", "0", "--keep", "0") if orphan["removed"]]
+    removed = [
+        one for one in small.run_json("gc", "--grace", "0", "--keep", "0")["unneeded"] if one["removed"]
+    ]
     assert len(removed) == 4
-    assert sum(orphan["bytes"] for orphan in removed) >= done["freed_bytes"] > 0
+    assert sum(one["bytes"] for one in removed) >= done["freed_bytes"] > 0
     assert small.rows() == before
 
 
@@ -902,19 +912,19 @@ def test_gc_keeps_what_recent_snapshots_name(small: Any) -> None:
     small.extract()
     compact(small.store_folder)
     now, newest = small.rows(), small.store.snapshot
-    assert small.run_json("gc", "--grace", "0") == []
-    assert "0 orphans removed" in small.run("gc", "--grace", "0").stdout
+    assert small.run_json("gc", "--grace", "0") == {"unneeded": [], "dry_run": False}
+    assert "Nothing to remove." in small.run("gc", "--grace", "0").stdout
     for number in range(first, newest + 1):
         small.store.at(number)
     past = small.store.at(first)
     assert {(name, version): past[version].stored(name).tobytes() for name, version in before} == before
-    listed = small.run_json("gc", "--grace", "0", "--keep", "0", "--dry-run")
+    listed = small.run_json("gc", "--grace", "0", "--keep", "0", "--dry-run")["unneeded"]
     assert len(listed) == 3
-    assert not any(orphan["removed"] for orphan in listed)
-    kept = small.run_json("gc", "--keep", "0")  # within the hour of grace
-    assert [orphan["removed"] for orphan in kept] == [False] * 3
-    removed = small.run_json("gc", "--grace", "0", "--keep", "0")
-    assert [orphan["removed"] for orphan in removed] == [True] * 3
+    assert not any(one["removed"] for one in listed)
+    kept = small.run_json("gc", "--keep", "0")["unneeded"]  # within the hour of grace
+    assert [one["removed"] for one in kept] == [False] * 3
+    removed = small.run_json("gc", "--grace", "0", "--keep", "0")["unneeded"]
+    assert [one["removed"] for one in removed] == [True] * 3
     assert small.rows() == now
     assert {path.name for path in (small.store_folder / "parts").iterdir()} == set(small.store.arrays["part"])
     for number in range(newest):
@@ -1223,7 +1233,7 @@ def test_the_only_version_that_tracks_have_is_not_dropped(empty_project: Any) ->
     empty_project.extract()
     done = empty_project.run("drop", f"audio@{empty_project.store['audio'].fingerprint}", "--force")
     assert done.returncode == 2
-    assert "all that 1 tracks have" in done.stderr
+    assert "all that one track has" in done.stderr
     assert verify(empty_project.store_folder).is_sound
 
 
@@ -1252,9 +1262,9 @@ def test_dry_run_of_gc_says_what_would_go(empty_project: Any) -> None:
     (empty_project.store_folder / "parts" / "left").mkdir()
     (empty_project.store_folder / "parts" / "left" / "x").write_bytes(bytes(1500))
     told = empty_project.run("gc", "--dry-run", "--grace", "0").stdout
-    assert "1 orphan would be removed, 1.5 kB freed." in told
-    [orphan] = empty_project.run_json("gc", "--dry-run", "--grace", "0")
-    assert (orphan["due"], orphan["removed"]) == (True, False)
+    assert "1 would be removed, 1.5 kB freed." in told
+    [one] = empty_project.run_json("gc", "--dry-run", "--grace", "0")["unneeded"]
+    assert (one["due"], one["removed"]) == (True, False)
     assert (empty_project.store_folder / "parts" / "left").exists()
 
 

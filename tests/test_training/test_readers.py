@@ -74,6 +74,12 @@ def chunks_of(batches: list[dict[str, torch.Tensor]]) -> list[tuple[int, int]]:
     ]
 
 
+def test_batches_have_a_size_where_none_is_named(known_store: FeatureStore) -> None:
+    reader = ChunkReader(known_store, "logmel")
+    first = next(iter(reader.loader()))
+    assert (reader.batch_size, len(first["chunk"])) == (32, min(32, len(reader.chunks)))
+
+
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_chunks_are_those_of_the_store_each_once(known_store: FeatureStore, shuffle: bool) -> None:
     names = ["logmel", "audio"]
