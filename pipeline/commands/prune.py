@@ -20,7 +20,7 @@ def prune(
     collection: Annotated[
         str | None,
         typer.Option(
-            "--collection", metavar="NAME", help="Only of this collection, even if that is all it has."
+            "--collection", metavar="NAME", help="Only of this collection, even if that is most it has."
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed.")] = False,
@@ -28,8 +28,8 @@ def prune(
 ) -> None:
     """Remove the tracks that the last `extract` no longer found. Older snapshots still have them.
 
-    A collection that would lose all its tracks must be named, with --dry-run too. Their bytes are freed by
-    `compact`, then `gc`.
+    A collection that would lose more than half of its tracks must be named, with --dry-run too; of one that the
+    catalog does not have, all tracks are removed. Their bytes are freed by `compact`, then `gc`.
     """
     from pipeline.store.removal import prune as prune_tracks
 

@@ -11,10 +11,13 @@ from pipeline.remote_files import content_hash
 from pipeline.store.erasures import FORGOTTEN, complete_erasures, erasures, name_hash, new_erasure
 from pipeline.store.index import writable_index
 from pipeline.store.lineage import command_line, provenance
-from pipeline.store.places import Place
+from pipeline.store.places import Place, catalog_at
 from pipeline.store.reading import check_collection
 from pipeline.store.tracks_ever import ForgottenTrack, TracksEver
 from pipeline.store.versions import models_by_feature
+
+# A collection that lost more of its tracks than this is not pruned unasked.
+MOST = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,8 @@ def prune(place: Place, *, collection: str | None = None, dry_run: bool = False)
     place
         Path or URL of the store, or a catalog.
     collection
-        Only of this collection, even if that is all it has; None for all.
+        Only of this collection, even if that is all it has; None for all. Of a collection that the catalog does
+        not have, if `place` is one, all tracks are removed.
     dry_run
         Only report.
 
@@ -47,17 +51,19 @@ def prune(place: Place, *, collection: str | None = None, dry_run: bool = False)
     UnknownNameError
         If there is no such collection.
     StoreError
-        If no track of a collection would be left and it was not named; then nothing is removed. A dry run is
+        If a collection would lose most of its tracks and was not named; then nothing is removed. A dry run is
         refused alike.
     StoreLockedError, StoreWriteError
         If the store cannot be written.
     """
+    catalog = catalog_at(place)
     with writable_index(place, command_line("prune")) as index:
         rows = index.tracks(["track_id", "collection", "status", "part"])
         gone = rows["status"] == "gone"
         if collection is not None:
             check_collection(index.location, collection, rows["collection"])
-            gone &= rows["collection"] == collection
+            own = rows["collection"] == collection
+            gone = own if catalog is not None and collection not in catalog.collections else gone & own
         elif refusal := _refusal(rows):
             raise StoreError(refusal)
         placed = rows["part"].notna()
@@ -74,19 +80,26 @@ def prune(place: Place, *, collection: str | None = None, dry_run: bool = False)
 def _refusal(rows: pd.DataFrame) -> str:
     """Why tracks that have gone are not removed: a missing disk looks like a collection that was emptied."""
     placed = rows[rows["part"].notna()]
-    sizes = placed["collection"].value_counts().sort_index()
-    whole = sizes[~sizes.index.isin(placed.loc[placed["status"] != "gone", "collection"])]
-    if not len(whole):
-        return ""
-    told = " and ".join(
-        f"all {n:,} tracks of {name}" if n > 1 else f"the only track of {name}" for name, n in whole.items()
+    had = placed["collection"].value_counts().sort_index()
+    lost = (
+        placed.loc[placed["status"] == "gone", "collection"].value_counts().reindex(had.index, fill_value=0)
     )
-    options = ", ".join(f"`--collection {name}`" for name in whole.index)
+    most = lost[lost > MOST * had]
+    if not len(most):
+        return ""
+    told = " and ".join(_told(name, n, had[name]) for name, n in most.items())
+    options = ", ".join(f"`--collection {name}`" for name in most.index)
     return (
         f"prune would remove {told}, and removes nothing until such a collection is named. If that is meant, use "
-        f"{options}{', one at a time' if len(whole) > 1 else ''}; else bring the music back and run "
+        f"{options}{', one at a time' if len(most) > 1 else ''}; else bring the music back and run "
         "`mirstore extract`."
     )
+
+
+def _told(collection: object, lost: int, had: int) -> str:
+    if lost < had:
+        return f"{lost:,} of the {had:,} tracks of {collection}"
+    return f"all {had:,} tracks of {collection}" if had > 1 else f"the only track of {collection}"
 
 
 @dataclass(frozen=True, slots=True)

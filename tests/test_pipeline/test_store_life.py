@@ -512,9 +512,9 @@ class StoreLife(RuleBasedStateMachine):
     @rule(at=st.none() | st.integers(0, 8))
     def prune(self, at: int | None) -> None:
         left = {name: known for name, known in self.state.items() if known.status != "gone"}
-        placed = {known.status for known in self.state.values() if known.content is not GARBAGE}
+        placed = [known.status for known in self.state.values() if known.content is not GARBAGE]
         name = None
-        if placed == {"gone"}:  # a collection that would lose everything must be named
+        if placed.count("gone") > len(placed) / 2:  # a collection that would lose most must be named
             name = "demo"
             with pytest.raises(StoreError, match="until such a collection is named"):
                 removal.prune(self.store_folder)

@@ -146,6 +146,29 @@ def test_prune_removes_what_is_gone_and_only_that(small: Any) -> None:
     assert verify(small.store_folder).is_sound
 
 
+def test_prune_of_most_of_a_collection_must_be_asked_for(small: Any) -> None:
+    """As after a disk went away, and one new song was put in its place."""
+    for name in ("a", "b", "c"):
+        (small.music / f"{name}.wav").unlink()
+    small.extract()
+    refused = small.run("prune")
+    assert refused.returncode == 2
+    assert "would remove 3 of the 4 tracks of demo" in refused.stderr
+    assert len(small.store.tracks) == 4
+    assert small.run_json("prune", "--collection", "demo")["tracks"] == [track(name) for name in "abc"]
+    assert list(small.store.tracks.index) == [track("d")]
+
+
+def test_prune_of_a_collection_that_the_catalog_has_no_more(small: Any) -> None:
+    small.catalog.write_text(
+        small.catalog.read_text().replace("demo: {path: ./music}", "other: {path: ./none}")
+    )
+    (small.folder / "none").mkdir()
+    assert small.run_json("prune")["tracks"] == []
+    assert small.run_json("prune", "--collection", "demo")["tracks"] == [track(name) for name in NAMES]
+    assert len(small.store.tracks) == 0
+
+
 def test_pruned_track_that_comes_back_is_new(small: Any) -> None:
     path = small.music / "a.wav"
     content = path.read_bytes()
