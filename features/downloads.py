@@ -124,7 +124,7 @@ def downloaded(entry: PublishedWeights, folder: Path | None = None) -> Path:
         reason = getattr(error, "reason", None) or error
         raise WeightsError(
             f"Could not download {entry.url} ({reason}); "
-            f"fetch it elsewhere and put it into the cache as {entry.file_name}, or name its path."
+            f"fetch it elsewhere and put it at {path}, or name where it is."
         ) from error
     finally:
         partial.unlink(missing_ok=True)

@@ -23,6 +23,7 @@ from features.downloads import PUBLISHED, downloaded, published
 from features.errors import WeightsError
 from features.spectral import LogMelParameters
 from features.statistics import RANDOM_RECIPE
+from features.weight_sources import KERAS, OWN, SEED, TORCH, check_suffix, seed_of
 
 _DECIBELS = LogMelParameters(window="hann", htk=False, norm="slaney", log="db")
 
@@ -91,7 +92,7 @@ def load_weights(
     """
     chosen = choi_variant(variant)
     text = str(source)
-    if text.startswith("random:"):
+    if text.startswith(SEED):
         return _random(text, chosen)
     if text in PUBLISHED and not Path(text).exists():
         entry = PUBLISHED[text]
@@ -108,7 +109,7 @@ def load_weights(
 def save_weights(weights: Weights, path: str | Path) -> None:
     """Write weights as .safetensors, with their card and content hash in its metadata."""
     path = Path(path)
-    if path.suffix != ".safetensors":
+    if path.suffix != OWN:
         raise WeightsError(f"Weights are saved as .safetensors, got {path.name}; change the suffix.")
     weight_formats.save_safetensors(path, dict(weights.state), weights.card, weights.sha256)
 
@@ -142,20 +143,17 @@ def _content_sha256(variant: ChoiVariant, state: Mapping[str, torch.Tensor]) -> 
 def _from_file(path: Path, variant: ChoiVariant, card: dict[str, Any], statistics: str) -> Weights:
     if not path.is_file():
         raise WeightsError(f"There is no weights file {path}; mend the path, or name random:<seed>.")
+    check_suffix(path)
     try:
         card["file_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise WeightsError(f"Cannot read {path.name} ({error.strerror}); mend its permissions.") from error
-    if path.suffix in {".h5", ".hdf5"}:
+    if path.suffix in KERAS:
         return _from_keras(path, variant, card, statistics)
-    if path.suffix in {".pth", ".pt"}:
+    if path.suffix in TORCH:
         card["statistics"] = "as in the file"
         return _weights(variant, weight_formats.torch_state(path, variant), card, path.name)
-    if path.suffix == ".safetensors":
-        return _from_safetensors(path, variant)
-    raise WeightsError(
-        f"{path.name} has no known suffix; weights are .h5, .hdf5, .pth, .pt or .safetensors files."
-    )
+    return _from_safetensors(path, variant)
 
 
 def _from_keras(path: Path, variant: ChoiVariant, card: dict[str, Any], statistics: str) -> Weights:
@@ -216,12 +214,7 @@ def _random(source: str, variant: ChoiVariant) -> Weights:
     Uniform draws are exact everywhere, and statistics are snapped to a grid: so another processor or number
     of threads, which sums in another order, still gives the same weights and the same hash.
     """
-    text = source.removeprefix("random:")
-    if not (text.isascii() and text.isdigit() and int(text) < 2**63):
-        raise WeightsError(
-            f"Expected random:<seed> with a whole number from 0 below 2**63, got {source!r}; mend the seed."
-        )
-    generator = torch.Generator().manual_seed(int(text))
+    generator = torch.Generator().manual_seed(seed_of(source))
     network = weight_formats.blank_network(variant)
     for name, parameter in network.named_parameters():
         if name.endswith("weight") and parameter.ndim > 1:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pipeline.store.garbage import collect_garbage
     from pipeline.store.reading import FeatureStore
     from pipeline.store.removal import allow, drop, forget, prune
-    from pipeline.store.upkeep import features_table
+    from pipeline.store.summary import features_table
     from pipeline.store.verification import verify
     from pipeline.store.versions import feature_versions
 
@@ -28,7 +28,7 @@ _HOMES = {
     "export": "pipeline.exports",
     "extract": "pipeline.extraction",
     "feature_versions": "pipeline.store.versions",
-    "features_table": "pipeline.store.upkeep",
+    "features_table": "pipeline.store.summary",
     "forget": "pipeline.store.removal",
     "labels_table": "pipeline.labels",
     "load_catalog": "pipeline.catalog",

@@ -16,7 +16,7 @@ def absence_reasons(gone: pd.DataFrame, catalog: Catalog, emptied: Collection[st
     Parameters
     ----------
     gone
-        `track_id`, `collection` and `uri` of tracks of the catalog's collections.
+        `track_id`, `collection`, `uri` and `has_features` of files of the catalog's collections.
     catalog
         The catalog that was scanned.
     emptied
@@ -24,9 +24,12 @@ def absence_reasons(gone: pd.DataFrame, catalog: Catalog, emptied: Collection[st
     """
     reason_in = {name: _reason_in(catalog.collections[name]) for name in gone["collection"].unique()}
     whole = {name: f", like all of {name}" for name in emptied}
+    columns = (gone[name] for name in ("track_id", "collection", "uri", "has_features"))
     return [
-        reason_in[name](track_id.removeprefix(f"{name}/"), uri) + whole.get(name, "")
-        for track_id, name, uri in zip(gone["track_id"], gone["collection"], gone["uri"], strict=True)
+        reason_in[name](track_id.removeprefix(f"{name}/"), uri)
+        + whole.get(name, "")
+        + ("" if has_features else " (it had failed)")
+        for track_id, name, uri, has_features in zip(*columns, strict=True)
     ]
 
 

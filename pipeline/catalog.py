@@ -223,10 +223,6 @@ class Catalog(_Section):
             message = str(error)
             if message.startswith(f"{self._shown}:"):
                 raise
-            if match := re.match(r"weights '(.*?)': ", message):
-                named = [n for n, f in self.features.items() if getattr(f, "weights", None) == match[1]]
-                if named:
-                    raise self.error(f"features.{named[0]}.weights", message) from error
             key = max((k for k in self._lines if message.startswith((f"{k}:", f"{k}."))), key=len, default="")
             raise CatalogError(f"{self._shown}:{line_of(key, self._lines)}: {message}") from error
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pipeline.catalog import Catalog
 from pipeline.collections import Extent, extent
 from pipeline.definitions import Feature
-from pipeline.errors import CatalogError
-from pipeline.store.location import location_of
+from pipeline.errors import CatalogError, StoreError
+from pipeline.store.index import Index
+from pipeline.store.location import is_folder, location_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +29,13 @@ class Check:
 
 
 def check(catalog: Catalog) -> Check:
-    """Look for the folders, manifests and weights of a catalog; other machines are not asked.
+    """Look for the folders, manifests, weights and store of a catalog; other machines are not asked.
 
     Raises
     ------
     CatalogError
-        If something does not exist, cannot be read or does not fit together; with a line for each.
+        If something does not exist, cannot be read, does not fit together or not the store that there is; with
+        a line for each.
     """
     problems: list[str] = []
 
@@ -48,7 +50,7 @@ def check(catalog: Catalog) -> Check:
     collections: dict[str, Extent] = {}
     features: dict[str, Feature] = {}
     with noted():
-        location_of(catalog.store)
+        _check_store(catalog)
     for name in catalog.collections:
         with noted():
             collections[name] = extent(catalog, name)
@@ -58,6 +60,17 @@ def check(catalog: Catalog) -> Check:
     if problems:
         raise CatalogError("\n".join(problems))
     return Check(collections, features)
+
+
+def _check_store(catalog: Catalog) -> None:
+    """Raise if the store that is there cannot be extracted to."""
+    location = location_of(catalog.store)
+    if not is_folder(location):
+        return
+    try:
+        Index.open_or_none(location, catalog.resolved_grid)
+    except StoreError as error:
+        raise catalog.error("store", str(error)) from error
 
 
 def _alone(catalog: Catalog, name: str) -> Catalog:

@@ -1,8 +1,8 @@
 """What files the collections name: a look at folders, buckets and manifests that opens no audio file."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -108,14 +108,14 @@ class Extent:
     files
         Files with content; None where the place is on another machine.
     unusable
-        Links, files and folders that are named but cannot be used.
+        Reasons by `track_id` of links, files and folders that are named but cannot be used.
     remote
         Files of other machines that a manifest of this one names.
     """
 
     place: str
     files: int | None
-    unusable: int = 0
+    unusable: Mapping[str, str] = field(default_factory=dict)
     remote: int = 0
 
 
@@ -139,11 +139,13 @@ def extent(catalog: Catalog, name: str) -> Extent:
     else:
         found, remote = _listed(catalog, name, collection)
         found.flush()
-    return Extent(str(place), sum(map(len, found.batches)), len(found.problems), len(remote))
+    unusable = {track_id: why for track_id, _, _, why in sorted(found.problems)}
+    return Extent(str(place), sum(map(len, found.batches)), unusable, len(remote))
 
 
 def _checked_folder(catalog: Catalog, key: str, folder: Path) -> str:
     """The folder's path, if it is one."""
+    action = "Mount it, correct the path, or take the collection out of the catalog."
     try:
         with os.scandir(folder):
             return str(folder)
@@ -151,11 +153,10 @@ def _checked_folder(catalog: Catalog, key: str, folder: Path) -> str:
         problem = f"there is no folder {folder}"
     except NotADirectoryError:
         problem = f"expected a folder, got the file {folder}"
+        action = "Name the folder that it is in, or list single files in a manifest."
     except OSError as error:
         problem = f"the folder {folder} cannot be listed: {reason(error)}"
-    raise catalog.error(
-        key, f"{problem}. Mount it, correct the path, or take the collection out of the catalog."
-    )
+    raise catalog.error(key, f"{problem}. {action}")
 
 
 def _scan_folder(catalog: Catalog, name: str, collection: FolderCollection) -> Found:

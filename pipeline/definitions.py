@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from features.errors import FeatureInputError
+from features.errors import FeatureInputError, WeightsError
 from features.framing import Grid
 from pipeline.errors import CatalogError, did_you_mean
 
@@ -195,40 +195,54 @@ def _file_digest(path: str, _size: int, _mtime_ns: int) -> str:
 
 
 def _weights_identity(weights: str, variant: str) -> str:
-    """Return what of a weights source decides the numbers: a seed's recipe, or contents of files."""
+    """Return what of a weights source decides the numbers: a seed's recipe, or contents of files.
+
+    Raises
+    ------
+    WeightsError
+        If it is none, as far as can be told without fetching or reading weights.
+    """
     from features.downloads import PUBLISHED
     from features.statistics import RANDOM_RECIPE, statistics_digest
+    from features.weight_sources import KERAS, SEED, check_published, seed_of
 
-    if weights.startswith("random:"):
+    if weights.startswith(SEED):
+        seed_of(weights)
         return f"{weights}/{RANDOM_RECIPE}"
     # Keras files have no statistics of their own: those shipped with the package are put in.
-    name = PUBLISHED[weights].file_name if weights in PUBLISHED else weights
-    statistics = statistics_digest(variant) if name.endswith((".h5", ".hdf5")) else ""
-    return _content_digest(weights) + statistics
+    if weights in PUBLISHED:
+        check_published(weights, variant)
+        name, digest = PUBLISHED[weights].file_name, PUBLISHED[weights].sha256
+    else:
+        name, digest = weights, _content_digest(weights)
+    return digest + (statistics_digest(variant) if name.endswith(KERAS) else "")
 
 
 def _content_digest(weights: str) -> str:
-    """SHA-256 of a published name or a file."""
+    """SHA-256 of a file of weights."""
     from features.downloads import PUBLISHED
+    from features.weight_sources import check_suffix
 
-    if weights in PUBLISHED:
-        return PUBLISHED[weights].sha256
     path = Path(weights)
     try:
         stat = path.stat()
+        check_suffix(path)
         return _file_digest(str(path), stat.st_size, stat.st_mtime_ns)
     except OSError as error:
         hint = did_you_mean(weights, PUBLISHED) or (
             f" Use random:<seed>, a file, or one of {', '.join(sorted(PUBLISHED))}."
         )
-        raise CatalogError(f"weights {weights!r}: {error.strerror or 'cannot be read'}.{hint}") from error
+        raise WeightsError(f"{weights!r}: {error.strerror or 'cannot be read'}.{hint}") from error
 
 
-def _fingerprint(definition: _Definition, upstream: Feature | None, grid: Grid) -> str:
+def _fingerprint(name: str, definition: _Definition, upstream: Feature | None, grid: Grid) -> str:
     identity: dict[str, Any] = definition.model_dump(exclude={"from_", "device"})
     identity["algorithm"] = definition.algorithm
     if isinstance(definition, CnnDefinition):
-        identity["weights"] = _weights_identity(definition.weights, definition.variant)
+        try:
+            identity["weights"] = _weights_identity(definition.weights, definition.variant)
+        except WeightsError as error:
+            raise CatalogError(f"features.{name}.weights: {error}") from error
     if upstream is None:
         identity["grid"] = [grid.hop_length, grid.frames_per_chunk, grid.min_tail_s]
     else:
@@ -310,7 +324,8 @@ def resolve(definitions: Mapping[str, Any], grid: Grid) -> dict[str, Feature]:
     Raises
     ------
     CatalogError
-        If a name does not exist, definitions form a circle, or parameters do not fit together.
+        If a name does not exist, definitions form a circle, parameters do not fit together, or weights
+        cannot be what they are said to be.
     """
     resolved: dict[str, Feature] = {}
 
@@ -336,7 +351,7 @@ def resolve(definitions: Mapping[str, Any], grid: Grid) -> dict[str, Feature]:
             name=name,
             definition=definition,
             upstream=upstream_name,
-            fingerprint=_fingerprint(definition, upstream, grid),
+            fingerprint=_fingerprint(name, definition, upstream, grid),
             row_shape=_row_shape(definition, upstream, grid),
             dims=("chunk", *definition.inner_dims),
             grid=grid,

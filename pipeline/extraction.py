@@ -7,17 +7,18 @@ Only this process commits, so no two writers ever meet in the index.
 import json
 import multiprocessing
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from features.downloads import PUBLISHED, downloaded
 from pipeline.absences import absence_reasons
 from pipeline.catalog import Catalog, load_catalog
 from pipeline.collections import Scan, scan
-from pipeline.definitions import Feature
+from pipeline.definitions import CnnDefinition, Feature
 from pipeline.errors import (
     AudioError,
     CatalogError,
@@ -27,6 +28,7 @@ from pipeline.errors import (
     UnknownNameError,
     did_you_mean,
 )
+from pipeline.moves import known_contents
 from pipeline.planning import INDEXED_COLUMNS, Action, Plan, files_to_hash, plan, wanted_features
 from pipeline.remote_files import content_hash
 from pipeline.reports import ExtractReport, Progress
@@ -34,7 +36,7 @@ from pipeline.run import Run
 from pipeline.store.erasures import blocked_contents, blocked_hashes, name_hash
 from pipeline.store.index import Index
 from pipeline.store.lineage import command_line, provenance
-from pipeline.store.location import location_of
+from pipeline.store.location import FORMAT_FILE, location_of
 
 JOB_TIMEOUT_S = 1800.0
 
@@ -105,8 +107,10 @@ def _planned(
         )
     indexed = index.tracks(INDEXED_COLUMNS) if index else Index.no_tracks()
     arrays = index.arrays(["part", "fingerprint"]) if index else Index.no_arrays()
-    hashes = {}
+    hashes = known_contents(scanned.tracks, indexed, listed=catalog.collections)
     for uri in files_to_hash(scanned.tracks, indexed):
+        if uri in hashes:
+            continue
         try:
             hashes[uri] = content_hash(uri)
         except (OSError, AudioError):
@@ -118,6 +122,7 @@ def _planned(
         arrays,
         features,
         collections=list(collections or catalog.collections),
+        listed=list(catalog.collections),
         hashes=hashes,
         forgotten=blocked_contents(index.location) if index else (),
         retry_failed=retry_failed,
@@ -132,6 +137,13 @@ def _planned(
 def _without(scanned: pd.DataFrame, blocked: set[str]) -> pd.DataFrame:
     forgotten = np.array([name_hash(name) in blocked for name in scanned["track_id"]], dtype=bool)
     return scanned[~forgotten].reset_index(drop=True)
+
+
+def _fetch_weights(features: Iterable[Feature]) -> None:
+    """Fetch published weights once, before workers do; those of a scheduler, maybe elsewhere, fetch their own."""
+    names = {f.definition.weights for f in features if isinstance(f.definition, CnnDefinition)}
+    for name in sorted(names & set(PUBLISHED)):
+        downloaded(PUBLISHED[name])
 
 
 def extract(
@@ -185,6 +197,8 @@ def extract(
         If the store cannot be used.
     ClusterError
         If the scheduler cannot be used, or a script calls this while it is imported.
+    WeightsError
+        If published weights are needed and cannot be downloaded.
     """
     begun = time.monotonic()
     if getattr(
@@ -201,12 +215,17 @@ def extract(
     if not catalog.collections:
         raise CatalogError(f"{catalog.path}: collections is empty. Name a folder of audio files there.")
     command = command_line("extract")
-    scanned = scan(catalog, only=collections or None)  # before a store is made: a wrong folder makes none
+    # Before a store is made: a wrong folder makes none, nor do weights that cannot be had.
+    scanned = scan(catalog, only=collections or None)
+    if scheduler is None and len(scanned.tracks) and not store.exists(FORMAT_FILE):
+        _fetch_weights(resolved)
     with store.lock(command) as lock:
         index = Index.open_or_create(store, resolved[0].grid)
         index.lock = lock
         index.recover()
         todo = _planned(catalog, scanned, index, resolved, collections=collections, retry_failed=retry_failed)
+        if scheduler is None:
+            _fetch_weights(todo.to_compute)
         on_plan(todo)
         versions = {feature.name: feature.fingerprint for feature in resolved}
         about = provenance(command, catalog=catalog.hash) | {"features": json.dumps(versions)}

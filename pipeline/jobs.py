@@ -195,12 +195,13 @@ def _extract_track(
             reason=_one_line(f"unexpected {type(error).__name__}: {error}"),
         )
     if outcome.status == "ok":
-        part.add_track(track.track_id, grid.valid_frames(n_samples))
+        part.add_track(track.track_id, grid.valid_frames(n_samples), track.content_hash)
     else:
         chain.reset()
         part.level()
         if part.n_rows > first_row:  # what a failed track left stays as rows without an owner
-            part.add_track(track.track_id, np.zeros(part.n_rows - first_row, dtype=np.int32))
+            n_left = part.n_rows - first_row
+            part.add_track(track.track_id, np.zeros(n_left, dtype=np.int32), track.content_hash)
     return outcome
 
 

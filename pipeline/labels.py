@@ -18,12 +18,13 @@ from pipeline.label_tables import Finding, LabelTable, label_table, with_text_la
 from pipeline.manifests import header_rows
 from pipeline.store.index import Index, writable_index
 from pipeline.store.lineage import command_line, provenance
+from pipeline.store.places import Place, store_at
 from pipeline.store.reading import FeatureStore
 from pipeline.store.records import TrackRow, track_rows
 from pipeline.store.track_table import LABEL_COLUMNS, label_column
 
 if TYPE_CHECKING:
-    from pipeline.store.location import Location
+    pass
 
 SOURCES = dict(zip(LABEL_COLUMNS, ("file tags", "manifest", "added"), strict=True))
 _EXAMPLES = 3
@@ -75,7 +76,7 @@ class RemovalReport:
 
 
 def add_labels(
-    place: "str | PathLike[str] | Location",
+    place: Place,
     table: "pd.DataFrame | str | PathLike[str]",
     *,
     by: str | None = None,
@@ -113,11 +114,10 @@ def add_labels(
         If another command is writing to the store.
     """
     given = label_table(table, by)
-    location = FeatureStore(place).location
     if dry_run:
-        return _merged(Index(location), given, table)[1]
+        return _merged(Index(store_at(place)), given, table)[1]
     command = command_line("labels add")
-    with writable_index(location, command) as index:
+    with writable_index(place, command) as index:
         rows, report = _merged(index, given, table)
         if not rows:
             return report
@@ -125,7 +125,7 @@ def add_labels(
         return replace(report, snapshot=index.version)
 
 
-def remove_labels(place: "str | PathLike[str] | Location", names: Iterable[str]) -> RemovalReport:
+def remove_labels(place: Place, names: Iterable[str]) -> RemovalReport:
     """Remove added labels from all tracks, in one commit; those of manifests and files stay.
 
     Parameters
@@ -148,7 +148,7 @@ def remove_labels(place: "str | PathLike[str] | Location", names: Iterable[str])
     """
     unwanted = list(dict.fromkeys(names))
     command = command_line("labels remove")
-    with writable_index(FeatureStore(place).location, command) as index:
+    with writable_index(place, command) as index:
         tracks = index.tracks()
         added = [_parsed(text) for text in tracks["added_labels"]]
         known = set().union(*added)

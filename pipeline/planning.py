@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from features.framing import Grid
 from pipeline.definitions import Feature
+from pipeline.moves import moves
 from pipeline.store.erasures import FORGOTTEN
 
 # Stages of failures in which not all of a file was read: what the index knew of it before still holds.
@@ -29,6 +30,8 @@ class Action(StrEnum):
     COMPUTE = "compute"  # compute missing features from what the store has
     MOVE = "move"  # same content under another name: only the row changes
     UPDATE = "update"  # same content, other labels, folder or modification time: only the row changes
+    BACK = "back"  # had gone and is there again, as it was: only the row changes
+    BACK_FAILED = "back, failed"  # the same of a file that had failed, and is left alone
     MARK_GONE = "mark gone"  # its collection no longer has it
     FAIL = "fail"  # cannot even be opened: becomes a row of `failures`
     SKIP = "skip"  # failed before and has not changed since
@@ -43,7 +46,8 @@ class Plan:
     ----------
     tracks
         One row a track: `track_id`, `collection`, `uri`, `size`, `mtime_ns`, `labels`, `action`,
-        `reason`, and for moves `old_track_id`.
+        `reason`, `has_features` (it is a track of the store, not a file that never was one), and for moves
+        `old_track_id`.
     parts
         One row a part that lacks features: `part`, `missing` (tuple of feature names), `tracks`.
     features
@@ -66,6 +70,19 @@ class Plan:
         """Whether there is nothing to do."""
         return len(self.of(Action.NOTHING, Action.SKIP)) == len(self.tracks)
 
+    @property
+    def to_compute(self) -> tuple[Feature, ...]:
+        """The features that some track is to be given."""
+        if len(self.of(Action.EXTRACT)):
+            return self.features
+        lacking = {name for names in self.parts["missing"] for name in names}
+        return tuple(feature for feature in self.features if feature.name in lacking)
+
+    def count(self, *actions: Action) -> tuple[int, int]:
+        """Return how many have one of `actions`: tracks of the store, and files that have no features."""
+        tracks = self.of(*actions)["has_features"].astype(bool)
+        return int(tracks.sum()), int((~tracks).sum())
+
     def to_records(self) -> list[dict[str, object]]:
         """Return one mapping a track that has something to do, or was skipped."""
         rows = self.tracks[self.tracks["action"] != Action.NOTHING.value]
@@ -75,10 +92,10 @@ class Plan:
         return records
 
     def summary(self) -> pd.DataFrame:
-        """Count tracks and bytes by action and reason."""
+        """Count files and bytes by action and reason."""
         grouped = self.tracks.groupby(["action", "reason"], observed=True, sort=True)
-        table = grouped.agg(tracks=("track_id", "size"), bytes=("size", "sum")).reset_index()
-        return table.sort_values("tracks", ascending=False, kind="stable", ignore_index=True)
+        table = grouped.agg(files=("track_id", "size"), bytes=("size", "sum")).reset_index()
+        return table.sort_values("files", ascending=False, kind="stable", ignore_index=True)
 
 
 def wanted_features(features: Mapping[str, Feature], only: Sequence[str] = ()) -> tuple[Feature, ...]:
@@ -114,6 +131,9 @@ INDEXED_COLUMNS = (
     "stage",
     "reason",
 )
+
+
+_DECIDED = ("action", "reason", "old_track_id", "content", "in_index", "has_features")
 
 
 def files_to_hash(scanned: pd.DataFrame, indexed: pd.DataFrame) -> list[str]:
@@ -152,6 +172,7 @@ def plan(
     features: tuple[Feature, ...],
     *,
     collections: Sequence[str],
+    listed: Collection[str] | None = None,
     hashes: Mapping[str, str] | None = None,
     forgotten: Collection[str] = (),
     retry_failed: bool = False,
@@ -168,8 +189,10 @@ def plan(
         What is to be complete, upstream first, as `wanted_features` gives it.
     collections
         Collections that were scanned: tracks of others are left alone.
+    listed
+        All collections of the catalog, if others than these; tracks of others still may have moved here.
     hashes
-        SHA-256 by uri of the files that `files_to_hash` named.
+        SHA-256 by uri of the files that `files_to_hash` named, and of `known_contents`.
     forgotten
         SHA-256 of files that no job decodes.
     retry_failed
@@ -187,7 +210,9 @@ def plan(
         how="left",
         suffixes=("", "_old"),
     )
-    missing = _missing_by_part(old, arrays, features)
+    listed = set(collections) if listed is None else set(listed)
+    others = indexed[~indexed["collection"].isin(listed)]
+    missing = _missing_by_part(pd.concat([old, others]) if len(others) else old, arrays, features)
     audio = next(feature for feature in features if feature.upstream is None)
 
     n = len(seen)
@@ -202,39 +227,45 @@ def plan(
     same_size = seen["size"].eq(seen["size_old"]).fillna(False)
     same_time = seen["mtime_ns"].eq(seen["mtime_ns_old"]).fillna(False)
     content = seen["uri"].map(hashes) if hashes else pd.Series(None, index=seen.index, dtype=object)
-    same_content = same_size & (
-        same_time | (content.notna() & content.eq(seen["content_hash"]).fillna(False))
-    )
-    failed = status.eq("failed")
+    same_hash = content.notna() & content.eq(seen["content_hash"]).fillna(False)
+    same_content = same_size & (same_time | same_hash)
+    gone_before = status.eq("gone")
+    unread = seen["stage"].isin(UNREAD)
+    # A row that is gone keeps the stage at which its file had failed.
+    failed = status.eq("failed") | (gone_before & seen["stage"].notna() & ~unread)
+    refused = failed & seen["stage"].eq(FORGOTTEN)
     lacking = np.empty(n, dtype=object)
     lacking[:] = [
         missing.get(part, ()) if isinstance(part, str) else () for part in seen["part"].to_numpy(object)
     ]
+    lacks_audio = np.array([audio.name in names for names in lacking], dtype=bool)
+
+    def leave(where: "pd.Series | NDArray[np.bool_]", why: str) -> None:
+        """Leave failed files alone; of those that had gone, the row says again that they failed."""
+        decide(where & gone_before, Action.BACK_FAILED, why)
+        decide(where, Action.SKIP, why)
 
     decide(status.eq("new"), Action.EXTRACT, "new")
-    decide(
-        failed & seen["stage"].isin(UNREAD) & seen["part"].notna() & same_content,
-        Action.UPDATE,
-        "the file is back",
-    )
+    # The row of a file that failed has the size and time of what failed, and the hash of what its features are of.
+    restored = failed & same_size & ~same_time & same_hash & ~refused
+    unreached = failed & unread & same_content
+    its_own = (restored | unreached) & seen["part"].notna()
+    decide(its_own & ~lacks_audio & gone_before, Action.BACK, "the file is back")
+    decide(its_own & ~lacks_audio, Action.UPDATE, "the file is back")
+    decide(its_own, Action.EXTRACT, f"the file is back, no {audio.array_name}")
     decide(failed & ~same_content, Action.EXTRACT, "failed before, the file has changed")
-    refused = failed & seen["stage"].eq(FORGOTTEN)
     if refused.any():
         held = seen["content_hash"].where(seen["part"].isna(), content)
-        decide(refused & held.isin(list(forgotten)), Action.SKIP, "the content of a forgotten track")
+        leave(refused & held.isin(list(forgotten)), "the content of a forgotten track")
         decide(refused, Action.EXTRACT, "the content of a forgotten track, allowed again")
-    decide(failed & seen["stage"].isin(UNREAD), Action.EXTRACT, "could not be opened before")
+    decide(failed & unread, Action.EXTRACT, "could not be opened before")
     if retry_failed:
         decide(failed, Action.EXTRACT, "failed before, retried on request")
-    decide(failed, Action.SKIP, "failed before, unchanged")
+    leave(failed, "failed before, unchanged")
     decide(~same_content, Action.EXTRACT, "the file has changed")
     decide(seen["part"].isna(), Action.EXTRACT, "has no features")
-    lacks_audio = np.array([audio.name in names for names in lacking], dtype=bool)
     decide(lacks_audio, Action.EXTRACT, f"no {audio.array_name}")
-    # Its features may be of what the file was before it failed.
-    broken = status.eq("gone") & seen["stage"].notna() & ~seen["stage"].isin(UNREAD)
-    decide(broken, Action.EXTRACT, "failed before the file went")
-    decide(status.eq("gone"), Action.UPDATE, "back in its collection")
+    decide(gone_before, Action.BACK, "back in its collection")
     decide(~same_time, Action.UPDATE, "touched, same content")
     decide(seen["uri"].ne(seen["uri_old"]), Action.UPDATE, "its folder has another place")
     labels, labels_old = seen["labels"].fillna(""), seen["labels_old"].fillna("")
@@ -247,6 +278,7 @@ def plan(
     seen["old_track_id"] = pd.Series(None, index=seen.index, dtype=object)
     seen["content"] = content
     seen["in_index"] = status.ne("new")
+    seen["has_features"] = seen["part"].notna()
 
     named = _among(old["track_id"], scanned["track_id"]) | _among(old["track_id"], problems["track_id"])
     gone = old[~named]
@@ -254,16 +286,16 @@ def plan(
     unlisted = tuple(name for name in problems["track_id"] if name.endswith("/"))
     if unlisted:
         gone = gone[~gone["track_id"].str.startswith(unlisted)]
-    moved = _mark_moves(seen, gone, hashes)
+    moved = _mark_moves(seen, pd.concat([gone, others]) if len(others) else gone)
     gone = gone[~gone["track_id"].isin(moved)]
     columns = ["track_id", "collection", "uri", "size", "mtime_ns", "labels"]
     frames = [
-        seen[[*columns, "action", "reason", "old_track_id", "content", "in_index"]],
+        seen[[*columns, *_DECIDED]],
         _gone_rows(gone, columns, missing, audio),
         _problem_rows(problems, old, columns),
     ]
     tracks = pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
-    kept = seen[seen["action"].isin([Action.COMPUTE.value, Action.UPDATE.value, Action.MOVE.value])]
+    kept = seen[seen["action"].isin([Action.COMPUTE, Action.UPDATE, Action.BACK, Action.MOVE])]
     present = pd.concat([kept["part"], gone["part"]]) if len(gone) else kept["part"]
     return Plan(
         tracks=tracks,
@@ -288,20 +320,16 @@ def _missing_by_part(
     return missing
 
 
-def _mark_moves(seen: pd.DataFrame, gone: pd.DataFrame, hashes: Mapping[str, str]) -> set[str]:
-    """Turn new tracks whose content a gone one had into moves; return the gone ones."""
-    if not hashes or not len(gone):
+def _mark_moves(seen: pd.DataFrame, lost: pd.DataFrame) -> set[str]:
+    """Turn new tracks whose content a lost one had into moves; return the lost ones."""
+    if not len(lost):
         return set()
-    stored = gone[gone["content_hash"].notna() & gone["part"].notna()].drop_duplicates("content_hash")
-    new = seen.loc[seen["reason"].eq("new") & seen["content"].notna(), ["content"]].drop_duplicates("content")
-    pairs = new.reset_index().merge(
-        stored[["content_hash", "track_id", "part"]], left_on="content", right_on="content_hash"
-    )
+    pairs = moves(seen.loc[seen["reason"].eq("new"), ["track_id", "content"]], lost)
     rows = pairs["index"].to_numpy()
     seen.loc[rows, "action"], seen.loc[rows, "reason"] = Action.MOVE.value, "moved, same content"
-    seen.loc[rows, "old_track_id"] = pairs["track_id"].to_numpy()
+    seen.loc[rows, "old_track_id"] = pairs["old_track_id"].to_numpy()
     seen.loc[rows, "part"] = pairs["part"].to_numpy()
-    return set(pairs["track_id"])
+    return set(pairs["old_track_id"])
 
 
 def _emptied(scanned: pd.DataFrame, old: pd.DataFrame, gone: pd.DataFrame) -> dict[str, int]:
@@ -325,6 +353,7 @@ def _gone_rows(
     rows.loc[already & computable, "action"] = Action.COMPUTE.value
     rows.loc[already & computable, "reason"] = reasons[already & computable]
     rows["old_track_id"], rows["content"], rows["in_index"] = None, None, True
+    rows["has_features"] = gone["part"].notna()
     return rows
 
 
@@ -332,16 +361,18 @@ def _problem_rows(problems: pd.DataFrame, old: pd.DataFrame, columns: list[str])
     rows = problems[["track_id", "collection", "uri"]].copy()
     rows["size"], rows["mtime_ns"], rows["labels"] = 0, 0, None
     recorded = problems.merge(
-        old[["track_id", "status", "reason"]], on="track_id", how="left", suffixes=("", "_old")
+        old[["track_id", "status", "reason", "part"]], on="track_id", how="left", suffixes=("", "_old")
     )
-    known = (recorded["status"].eq("failed") & recorded["reason"].eq(recorded["reason_old"])).to_numpy(
-        dtype=bool
+    same = recorded["reason"].eq(recorded["reason_old"])
+    known, back = ((recorded["status"].eq(was) & same).to_numpy(dtype=bool) for was in ("failed", "gone"))
+    rows["action"] = np.select(
+        [known, back], [Action.SKIP.value, Action.BACK_FAILED.value], default=Action.FAIL.value
     )
-    rows["action"] = np.where(known, Action.SKIP.value, Action.FAIL.value)
     rows["reason"] = problems["reason"].to_numpy()
     rows["old_track_id"], rows["content"] = None, None
     rows["in_index"] = recorded["status"].notna().to_numpy()
-    return rows[[*columns, "action", "reason", "old_track_id", "content", "in_index"]]
+    rows["has_features"] = recorded["part"].notna().to_numpy()
+    return rows[[*columns, *_DECIDED]]
 
 
 def _parts(missing: Mapping[str, tuple[str, ...]], present: pd.Series, audio: Feature) -> pd.DataFrame:

@@ -36,8 +36,16 @@ class ExtractReport:
 
     Parameters
     ----------
-    songs, computed, failures, moved, updated, gone
-        Tracks decoded, given features from the cache, failed, and whose rows changed.
+    songs, computed
+        Tracks decoded, and given features from the cache.
+    failures, unopened
+        Files that failed, and how many of them could not even be opened.
+    moved, updated
+        Tracks of which only the name changed, or only labels, folder or modification time.
+    gone, back
+        Tracks that their collection no longer has, and that it has again.
+    gone_failed, back_failed
+        The same of failed files, which have no features; such a one is not tried again.
     audio_s
         Seconds of audio decoded.
     elapsed_s, startup_s, steady_s
@@ -59,9 +67,13 @@ class ExtractReport:
     songs: int
     computed: int
     failures: int
+    unopened: int
     moved: int
     updated: int
     gone: int
+    gone_failed: int
+    back: int
+    back_failed: int
     audio_s: float
     elapsed_s: float
     startup_s: float

@@ -59,8 +59,8 @@ class Run:
             songs_total=len(extracts) + int(todo.parts["tracks"].sum()),
             work_total=sum(self.work.values()) + WORK_OF_COMPUTING * int(todo.parts["tracks"].sum()),
         )
-        self.songs = self.computed = 0
-        self.failures = len(todo.of(Action.FAIL))
+        self.had_features = set(extracts.loc[extracts["has_features"].astype(bool), "track_id"])
+        self.songs = self.computed = self.failures = 0
         self.seconds: Counter[str] = Counter()
         self.worker_peaks: Counter[int] = Counter()
         self.interrupted = False
@@ -72,7 +72,7 @@ class Run:
 
     def commit_row_changes(self) -> None:
         """Commit what needs no job: moved, touched, gone, and files that cannot even be opened."""
-        changes = self.todo.of(Action.MOVE, Action.UPDATE, Action.MARK_GONE)
+        changes = self.todo.of(Action.MOVE, Action.UPDATE, Action.BACK, Action.BACK_FAILED, Action.MARK_GONE)
         if len(changes):
             before = changes["old_track_id"].where(changes["old_track_id"].notna(), changes["track_id"])
             rows = [
@@ -82,7 +82,9 @@ class Run:
                 )
             ]
             removed = [name for name in changes["old_track_id"] if isinstance(name, str)]
-            self.index.commit(updated=rows, removed=removed, provenance=self.provenance)
+            self.index.commit(
+                updated=rows, removed=removed, provenance=self.provenance, counts=self.row_changes()
+            )
         failed = self.kept(
             [
                 replace(_new_row(row), status="failed", stage="scan", reason=row["reason"])
@@ -90,7 +92,20 @@ class Run:
             ]
         )
         if failed:
-            self.index.commit(updated=failed, provenance=self.provenance)
+            self.index.commit(updated=failed, provenance=self.provenance, counts={"failed": len(failed)})
+
+    def row_changes(self) -> dict[str, int]:
+        """What needs no job, counted as its commit tells it."""
+        back, back_failed = self.todo.count(Action.BACK, Action.BACK_FAILED)
+        gone, gone_failed = self.todo.count(Action.MARK_GONE)
+        return {
+            "moved": len(self.todo.of(Action.MOVE)),
+            "back": back,
+            "failed_files_back": back_failed,
+            "updated": len(self.todo.of(Action.UPDATE)),
+            "marked_gone": gone,
+            "failed_files_marked_gone": gone_failed,
+        }
 
     def jobs(self, store: Location, n_workers: int) -> "Iterator[Job]":
         """Jobs in the order in which they are to start: from the cache first, then files by size."""
@@ -154,7 +169,7 @@ class Run:
                 ):
                     self.take(batch)
                     self.tick(interrupt)
-            except MirstoreError:
+            except BaseException:
                 with suppress(MirstoreError):  # the first error says more
                     self.commit()
                 raise
@@ -236,11 +251,18 @@ class Run:
         self.finished_arrays, self.finished_tracks = [], []
         begun = time.monotonic()
         if arrays or tracks:
+            good = [track.track_id for track in tracks if track.status == "ok"]
+            changed = sum(track_id in self.had_features for track_id in good)
             self.index.commit(
                 arrays=arrays,
                 added=[track for track in tracks if track.track_id not in self.known],
                 updated=[track for track in tracks if track.track_id in self.known],
                 provenance=self.provenance,
+                counts={
+                    "added": len(good) - changed,
+                    "changed": changed,
+                    "failed": len(tracks) - len(good),
+                },
             )
         ended = time.monotonic()
         self.next_commit = ended + SECONDS_BETWEEN * (ended - begun)
@@ -255,13 +277,19 @@ class Run:
 
     def report(self) -> ExtractReport:
         """Return what was done."""
+        counts = self.row_changes()
+        unopened = len(self.todo.of(Action.FAIL))
         return ExtractReport(
             songs=self.songs,
             computed=self.computed,
-            failures=self.failures,
-            moved=len(self.todo.of(Action.MOVE)),
-            updated=len(self.todo.of(Action.UPDATE)),
-            gone=len(self.todo.of(Action.MARK_GONE)),
+            failures=self.failures + unopened,
+            unopened=unopened,
+            moved=counts["moved"],
+            updated=counts["updated"],
+            gone=counts["marked_gone"],
+            gone_failed=counts["failed_files_marked_gone"],
+            back=counts["back"],
+            back_failed=counts["failed_files_back"],
             audio_s=self.progress.audio_s,
             elapsed_s=time.monotonic() - self.begun,
             startup_s=self.started - self.begun,
@@ -294,7 +322,9 @@ def _kept(track: TrackRow, before: TrackRow) -> TrackRow:
     if track.status != "failed" or before.part is None:
         return track
     if track.stage in UNREAD:  # nothing is known of the file, so the row still says what was stored
-        return replace(before, status="failed", stage=track.stage, reason=track.reason)
+        still = replace(before, status="failed", stage=track.stage, reason=track.reason)
+        # But for a file that had failed otherwise: when it can be read again, it must not pass for what was stored.
+        return still if before.stage is None or before.stage in UNREAD else replace(still, size=0)
     return replace(
         before,
         status="failed",
@@ -311,7 +341,12 @@ def _changed_row(planned: dict[str, Any], known: TrackRow) -> TrackRow:
     """The old row with what has changed about it."""
     if planned["action"] == Action.MARK_GONE:
         return replace(known, status="gone")
+    failed = planned["action"] == Action.BACK_FAILED
+    if failed and known.stage in UNREAD:  # of the file itself nothing is known, as before
+        return replace(known, status="failed")
     new = _new_row(planned)
     names = ("track_id", "collection", "uri", "size", "mtime_ns", "labels")
     changes = {name: getattr(new, name) for name in names}
+    if failed:
+        return replace(known, status="failed", **changes)
     return replace(known, status="ok", stage=None, reason=None, **changes)

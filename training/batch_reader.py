@@ -3,7 +3,7 @@
 import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -34,6 +34,8 @@ class BatchReader(IterableDataset[Batch]):
 
     A reader is light and goes to worker processes as it is: it knows where rows lie, and holds none.
     """
+
+    order_depends_on_workers: ClassVar[bool]
 
     def __init__(
         self,

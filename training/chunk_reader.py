@@ -71,6 +71,8 @@ class ChunkReader(BatchReader):
     ...     batch["logmel"], batch["target"]
     """
 
+    order_depends_on_workers = True
+
     def __init__(
         self,
         store: "FeatureStore",

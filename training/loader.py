@@ -34,13 +34,16 @@ class BatchLoader:
     Notes
     -----
     `state_dict` between two batches and `load_state_dict` into a loader of the same data and settings, in
-    another process too, give exactly the batches that were still to come. The state is the same on every
-    rank, so that one rank's serves all.
+    another process too, give exactly the batches that were still to come; of a `TrackReader` with any number
+    of workers. The state is the same on every rank, so that one rank's serves all.
     """
 
     def __init__(self, reader: "BatchReader", *, num_workers: int = 0, **options: Any) -> None:
         self.reader = reader
-        self._settings = {**reader.settings, "num_workers": max(1, num_workers)}
+        self._n_workers = max(1, num_workers)
+        self._settings = dict(reader.settings)
+        if reader.order_depends_on_workers:
+            self._settings["num_workers"] = self._n_workers
         self._numbers = _Numbers(len(reader))
         self._epoch, self._delivered = 0, 0
         if num_workers:
@@ -66,7 +69,7 @@ class BatchLoader:
         self._chosen = False
         self._numbers.epoch, self._numbers.first = self._epoch, self._delivered
         if self._loader is None:
-            batches = _NumberedBatches(self.reader, self._settings["num_workers"])
+            batches = _NumberedBatches(self.reader, self._n_workers)
             self._loader = DataLoader(batches, sampler=self._numbers, batch_size=None, **self._options)
         delivered = self._counted(iter(self._loader))
         self._running = weakref.ref(delivered)

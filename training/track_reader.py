@@ -49,6 +49,8 @@ class TrackReader(BatchReader):
     ``target`` if there are targets. The order does not depend on the number of workers.
     """
 
+    order_depends_on_workers = False
+
     def __init__(
         self,
         store: "FeatureStore",

@@ -1,6 +1,6 @@
 """``mirstore catalog``: the catalog itself."""
 
-from dataclasses import asdict
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,7 +16,11 @@ from pipeline.commands.output import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pipeline.collections import Extent
+
+UNUSABLE_LISTED = 5  # of each collection
 
 app = typer.Typer(help="Check the catalog, or write its JSON Schema for an editor.")
 
@@ -63,7 +67,15 @@ def check(catalog: CatalogOption = DEFAULT_CATALOG, as_json: JsonOption = False)
         print_json(
             {
                 "collections": [
-                    {"collection": name, **asdict(its)} for name, its in found.collections.items()
+                    {
+                        **{"collection": name, "place": its.place, "files": its.files},
+                        **{"unusable": len(its.unusable), "remote": its.remote},
+                        "problems": [
+                            {"track_id": track_id, "reason": reason}
+                            for track_id, reason in its.unusable.items()
+                        ],
+                    }
+                    for name, its in found.collections.items()
                 ],
                 "features": [
                     {"feature": f.name, "version": f.fingerprint, **f.parameters()} for f in features
@@ -79,6 +91,7 @@ def check(catalog: CatalogOption = DEFAULT_CATALOG, as_json: JsonOption = False)
         ],
         right=["files"],
     )
+    _print_unusable(found.collections)
     console().print()
     print_table(
         ["feature", "version", "kind", "from", "a chunk"],
@@ -98,7 +111,23 @@ def check(catalog: CatalogOption = DEFAULT_CATALOG, as_json: JsonOption = False)
 def _remarks(its: "Extent") -> str:
     if its.files is None:
         return "not checked"
-    remarks = [f"{its.unusable:,} unusable"] if its.unusable else []
+    remarks = [] if its.files or its.remote else ["no file to extract"]
+    if its.unusable:
+        remarks.append(f"{len(its.unusable):,} unusable")
     if its.remote:
         remarks.append(f"{its.remote:,} on other machines, not checked")
     return ", ".join(remarks)
+
+
+def _print_unusable(collections: "Mapping[str, Extent]") -> None:
+    """Name the first files of each collection that cannot be used."""
+    rows, more = [], 0
+    for its in collections.values():
+        rows += [list(pair) for pair in islice(its.unusable.items(), UNUSABLE_LISTED)]
+        more += max(0, len(its.unusable) - UNUSABLE_LISTED)
+    if not rows:
+        return
+    console().print()
+    print_table(["unusable", "reason"], rows)
+    if more:
+        console().print(f"and {more:,} more; `--json` lists all.")

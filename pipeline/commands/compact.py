@@ -26,11 +26,10 @@ def compact(
 
     Readers are not disturbed, and older snapshots keep what they name: `gc` frees the bytes later.
     """
-    from pipeline.catalog import load_catalog
     from pipeline.store.compaction import compact as compact_store
 
     with StepDisplay("parts written", quiet=as_json) as display:
-        report = compact_store(load_catalog(catalog).store, dry_run=dry_run, on_progress=display.update)
+        report = compact_store(catalog, dry_run=dry_run, on_progress=display.update)
     if as_json:
         print_json({**asdict(report), "dry_run": dry_run})
     elif not report.rewritten + report.emptied:

@@ -31,7 +31,7 @@ def drop(
 
     loaded = load_catalog(catalog)
     wanted = [feature.fingerprint for feature in loaded.resolved_features().values()]
-    name, fingerprint, size = removal.drop(loaded.store, version, wanted=wanted, force=force, dry_run=dry_run)
+    name, fingerprint, size = removal.drop(catalog, version, wanted=wanted, force=force, dry_run=dry_run)
     if as_json:
         about = {"version": f"{name}@{fingerprint}", "feature": name, "fingerprint": fingerprint}
         print_json({**about, "bytes": size, "dry_run": dry_run})

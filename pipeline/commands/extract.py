@@ -15,6 +15,7 @@ from pipeline.commands.output import (
     print_table,
     readable_bytes,
     readable_time,
+    tracks_and_files,
 )
 from pipeline.commands.progress import ProgressDisplay
 
@@ -127,15 +128,15 @@ def _print_plan(todo: "Plan") -> None:
         console().print()
     summary = todo.summary()
     print_table(
-        ["action", "reason", "tracks", "size"],
+        ["action", "reason", "files", "size"],
         [
-            [row.action, row.reason, f"{row.tracks:,}", readable_bytes(row.bytes)]
+            [row.action, row.reason, f"{row.files:,}", readable_bytes(row.bytes)]
             for row in summary.itertuples(index=False)
         ],
-        right=["tracks", "size"],
+        right=["files", "size"],
     )
     if len(records) > TRACKS_LISTED:
-        console().print("\n`--json` lists every track.")
+        console().print("\n`--json` lists every file.")
     if todo.is_empty:
         console().print("Nothing to do.")
 
@@ -149,13 +150,22 @@ def _print_report(report: "ExtractReport") -> None:
             f"{counted(report.songs, 'song')}, {report.audio_s / 3600:.2f} h of audio in "
             f"{readable_time(report.elapsed_s)} ({speed:,.0f} x real time, {report.startup_s:.1f} s start-up)"
         )
+    elif report.failures > report.unopened:
+        took = f"{readable_time(report.elapsed_s)} ({report.startup_s:.1f} s start-up)"
+        done.append(f"no song could be decoded, in {took}")
     if report.computed:
         done.append(f"{counted(report.computed, 'song')} given missing features from the cache")
-    for n, words in ((report.moved, "moved"), (report.updated, "updated"), (report.gone, "marked gone")):
-        if n:
-            done.append(f"{n:,} {words}")
+    for n, failed_files, words in (
+        (report.moved, 0, "moved"),
+        (report.back, report.back_failed, "back"),
+        (report.updated, 0, "updated"),
+        (report.gone, report.gone_failed, "marked gone"),
+    ):
+        if n or failed_files:
+            done.append(f"{tracks_and_files(n, failed_files)} {words}")
     if report.failures:
-        done.append(f"{report.failures:,} failed: see `mirstore failures`")
+        unopened = f", {report.unopened:,} of which cannot be opened" if report.unopened else ""
+        done.append(f"{counted(report.failures, 'file')} failed{unopened}: see `mirstore failures`")
     if report.interrupted:
         done.append("stopped early: run again to go on")
     out.print("\n".join(done) if done else f"Nothing to do ({report.elapsed_s:.1f} s).")

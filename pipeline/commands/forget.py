@@ -48,7 +48,6 @@ def forget(
     Their files, and copies of them under any name, are left alone by later extractions until `forget --allow`.
     Their names and labels stay in the tables of older snapshots until `gc` removes those.
     """
-    from pipeline.catalog import load_catalog
     from pipeline.store import removal
 
     if allow and dry_run:
@@ -56,7 +55,7 @@ def forget(
     names = list(dict.fromkeys([*(tracks or ()), *(_lines(listed) if listed else ())]))
     if not names:
         raise typer.BadParameter("name at least one track, here or with --from.", param_hint="'TRACK...'")
-    store = load_catalog(catalog).store
+    store = catalog
     if allow:
         removal.allow(store, names)
         print_json({"allowed": names}) if as_json else console().print(

@@ -34,12 +34,9 @@ def gc(
 
     Dropped versions, pruned tracks and compacted parts take room until no snapshot that is kept names them.
     """
-    from pipeline.catalog import load_catalog
     from pipeline.store.garbage import collect_garbage
 
-    found = collect_garbage(
-        load_catalog(catalog).store, grace_s=grace, keep_s=keep * 86_400.0, dry_run=dry_run
-    )
+    found = collect_garbage(catalog, grace_s=grace, keep_s=keep * 86_400.0, dry_run=dry_run)
     if as_json:
         print_json({"unneeded": [asdict(one) for one in found], "dry_run": dry_run})
         return

@@ -106,6 +106,18 @@ def readable_time(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def tracks_and_files(tracks: int, failed_files: int) -> str:
+    """Return numbers of tracks, which have features, and of failed files, which have none.
+
+    Examples
+    --------
+    >>> tracks_and_files(21, 3), tracks_and_files(0, 1), tracks_and_files(0, 0)
+    ('21 tracks and 3 failed files', '1 failed file', '0 tracks')
+    """
+    told = [counted(tracks, "track")] if tracks or not failed_files else []
+    return " and ".join([*told, counted(failed_files, "failed file")] if failed_files else told)
+
+
 def counted(n: int, noun: str) -> str:
     """Return a number with its noun.
 

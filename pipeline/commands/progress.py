@@ -42,6 +42,8 @@ class ProgressDisplay:
         if self._quiet or not extract + compute:
             return
         words = [f"{counted(extract, 'song')} to decode"] if extract else []
+        if unopened := len(todo.of(Action.FAIL)):
+            words.append(f"{counted(unopened, 'file')} that cannot be opened")
         if compute:
             words.append(f"{counted(compute, 'song')} to compute from the cache")
         self._say(", ".join(words) + ". Starting workers.")

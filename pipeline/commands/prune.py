@@ -1,5 +1,6 @@
 """``mirstore prune``: remove the tracks that have gone from their collections."""
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -9,8 +10,8 @@ from pipeline.commands.output import (
     CatalogOption,
     JsonOption,
     console,
-    counted,
     print_json,
+    tracks_and_files,
 )
 
 
@@ -27,23 +28,19 @@ def prune(
 ) -> None:
     """Remove the tracks that the last `extract` no longer found. Older snapshots still have them.
 
-    A collection that would lose all its tracks must be named. Their bytes are freed by `compact`, then `gc`.
+    A collection that would lose all its tracks must be named, with --dry-run too. Their bytes are freed by
+    `compact`, then `gc`.
     """
-    from pipeline.catalog import load_catalog
     from pipeline.store.removal import prune as prune_tracks
 
-    names = prune_tracks(
-        load_catalog(catalog).store,
-        collection=collection,
-        dry_run=dry_run,
-        on_refusal=lambda reason: typer.echo(f"mirstore: {reason}", err=True),
-    )
+    removed = prune_tracks(catalog, collection=collection, dry_run=dry_run)
     if as_json:
-        print_json(names)
+        print_json({"dry_run": dry_run, **asdict(removed)})
         return
     out = console()
-    for name in names:
+    for name in (*removed.tracks, *removed.failed_files):
         out.print(name, markup=False)
-    out.print(f"{counted(len(names), 'track')} {'would be ' if dry_run else ''}removed.")
-    if not names:
+    told = tracks_and_files(len(removed.tracks), len(removed.failed_files))
+    out.print(f"{told} {'would be ' if dry_run else ''}removed.")
+    if not removed.tracks + removed.failed_files:
         out.print("`mirstore extract` is what finds out which tracks have gone.")

@@ -45,7 +45,7 @@ def snapshots(
                 f"{row.committed:%Y-%m-%dT%H:%M:%SZ}",
                 row.command or "",
                 row.by or "",
-                ", ".join(f"{count:,} {name}" for name, count in row.counts.items()),
+                row.changes,
             ]
             for row in table.itertuples(index=False)
         ],
@@ -62,16 +62,22 @@ def diff(
     as_json: JsonOption = False,
 ) -> None:
     """What changed from one snapshot to another."""
+    import pandas as pd
+
     from pipeline.store.differences import differences
     from pipeline.store.reading import FeatureStore
 
     store = FeatureStore(catalog, snapshot=new)
     found = differences(store.at(old), store)
     if as_json:
-        tables = {name: getattr(found, name).to_dict(orient="records") for name in ("tracks", "features")}
+        names = ("tracks", "failed_files", "features")
+        tables = {name: getattr(found, name).to_dict(orient="records") for name in names}
         print_json({"old": found.old, "new": found.new, **tables})
         return
-    if not len(found.tracks) and not len(found.features):
+    files = pd.concat(
+        [found.tracks.assign(of="track"), found.failed_files.assign(of="failed file")], ignore_index=True
+    )
+    if not len(files) and not len(found.features):
         console().print(f"Nothing changed from {found.old} to {found.new}.")
         return
     if len(found.features):
@@ -84,24 +90,25 @@ def diff(
             right=["tracks before", "after"],
         )
         console().print()
-    if len(found.tracks):
-        sums = found.tracks.groupby(["change", "what"], sort=False).size()
-        words = [f"{change} ({what})" if what else change for change, what in sums.index]
+    if len(files):
+        sums = files.groupby(["of", "change", "what"], sort=False).size()
         print_table(
-            ["tracks", ""], [[f"{n:,}", word] for n, word in zip(sums, words, strict=True)], right=["tracks"]
+            ["", "change", "what"],
+            [[counted(n, of), change, what] for (of, change, what), n in sums.items()],
         )
         console().print()
         print_table(
-            ["track", "change", "what"],
+            ["", "name", "change", "what"],
             [
                 [
+                    row.of,
                     f"{row.old_track_id} -> {row.track_id}" if row.old_track_id else row.track_id,
                     row.change,
                     row.what,
                 ]
-                for row in found.tracks.head(TRACKS_LISTED).itertuples(index=False)
+                for row in files.head(TRACKS_LISTED).itertuples(index=False)
             ],
         )
-    if len(found.tracks) > TRACKS_LISTED:
-        more = counted(len(found.tracks) - TRACKS_LISTED, "more track")
+    if len(files) > TRACKS_LISTED:
+        more = counted(len(files) - TRACKS_LISTED, "more file")
         console().print(f"\nand {more}; `--json` lists all.")

@@ -19,7 +19,7 @@ def status(
 ) -> None:
     """What the store holds: tracks, hours and bytes by feature."""
     from pipeline.store.reading import FeatureStore
-    from pipeline.store.upkeep import features_table, summary
+    from pipeline.store.summary import features_table, summary
 
     store = FeatureStore(catalog, snapshot=snapshot)
     facts, features = summary(store), features_table(store)
@@ -28,8 +28,21 @@ def status(
         return
     out = console()
     out.print(short_path(str(store.location)))
-    notes = [f"{facts[key]:,} {key}" for key in ("failed", "truncated", "gone", "forgotten") if facts[key]]
+    notes = [
+        f"{facts[key]:,} {words}"
+        for key, words in (
+            ("truncated", "truncated"),
+            ("gone", "gone"),
+            ("failed_since", "whose file has failed since"),
+        )
+        if facts[key]
+    ]
     out.print(", ".join([counted(facts["tracks"], "track"), f"{facts['hours']:.2f} h", *notes]))
+    others = [counted(facts["failed_files"], "failed file")] if facts["failed_files"] else []
+    others += [f"{facts['failed_files_gone']:,} gone"] if facts["failed_files_gone"] else []
+    others += [f"{facts['forgotten']:,} forgotten"] if facts["forgotten"] else []
+    if others:
+        out.print(", ".join(others))
     out.print(f"{counted(facts['parts'], 'part')}, {readable_bytes(facts['bytes'])}")
     orphans = [
         counted(facts[f"orphan_{noun}s"], noun) for noun in ("part", "array") if facts[f"orphan_{noun}s"]

@@ -26,12 +26,11 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Read every row, check every checksum, compare index and parts. Exit code 1 if something is wrong."""
-    from pipeline.catalog import load_catalog
     from pipeline.errors import CURE
     from pipeline.store.verification import verify as verify_store
 
     with StepDisplay("bytes", quiet=as_json, as_bytes=True) as display:
-        report = verify_store(load_catalog(catalog).store, snapshot=snapshot, on_progress=display.update)
+        report = verify_store(catalog, snapshot=snapshot, on_progress=display.update)
     if as_json:
         print_json(
             {

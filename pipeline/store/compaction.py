@@ -12,8 +12,8 @@ import pandas as pd
 from pipeline.errors import StoreDamagedError
 from pipeline.store.index import Index, writable_index
 from pipeline.store.lineage import command_line, provenance
-from pipeline.store.location import Location, location_of
 from pipeline.store.parts import PartLayout, new_part_name, part_key
+from pipeline.store.places import Place
 from pipeline.store.records import ArrayRow, TrackRow, track_rows
 from pipeline.store.shard_reader import ShardReader
 from pipeline.store.shards import ShardWriter
@@ -108,7 +108,7 @@ def groups_to_merge(parts: pd.DataFrame, *, least_live: float, small_rows: int) 
 
 
 def compact(
-    place: "str | Location",
+    place: Place,
     *,
     least_live: float = LEAST_LIVE,
     small_rows: int = SMALL_ROWS,
@@ -120,7 +120,7 @@ def compact(
     Parameters
     ----------
     place
-        Of the store.
+        Path or URL of the store, or a catalog.
     least_live
         Share of live rows below which a part is rewritten.
     small_rows
@@ -139,7 +139,7 @@ def compact(
     StoreLockedError, StoreWriteError
         If the store cannot be written.
     """
-    with writable_index(location_of(place), command_line("compact")) as index:
+    with writable_index(place, command_line("compact")) as index:
         parts = parts_table(index)
         empty = sorted(parts.index[parts["live"] == 0])
         groups = groups_to_merge(parts[parts["live"] > 0], least_live=least_live, small_rows=small_rows)
@@ -231,7 +231,8 @@ class _Compaction:
         for part in group:
             for track in track_rows(self.tracks.get_group(part).sort_values("row_start")):
                 start, count = track.row_start or 0, track.n_chunks or 0
-                row_start = layout.add_track(track.track_id, grid.valid_frames(track.n_samples or 0))
+                valid_frames = grid.valid_frames(track.n_samples or 0)
+                row_start = layout.add_track(track.track_id, valid_frames, track.content_hash)
                 spans.append((part, start, count))
                 tracks.append(replace(track, part=new_part, row_start=row_start))
         try:

@@ -30,10 +30,14 @@ class Differences:
     old, new
         Numbers of the snapshots.
     tracks
-        `track_id`, `change` (``added``, ``removed``, ``changed`` or ``moved``), `what` (the aspects of a track
-        that changed: ``content``, ``labels``, ``status``, ``location``, ``file``, joined by commas; of a moved
-        one not its location) and `old_track_id` (of a moved track; else None), by `track_id`. Once
-        ``mirstore compact`` has rewritten its rows, a track that had moved is told as removed and added.
+        `track_id`, `change` (``added``, ``removed``, ``moved``, ``gone`` from its collection, ``back`` in it, or
+        ``changed`` otherwise), `what` (the aspects of a track that changed besides: ``content``, ``labels``,
+        ``status``, ``location``, ``file``, joined by commas) and `old_track_id` (of a moved track; else None), by
+        `track_id`. Once ``mirstore compact`` has rewritten its rows, a track that had moved is told as removed
+        and added.
+    failed_files
+        The same of failed files, which have no features; where one was met first, its change is ``failed``. One
+        that has features since is an added track.
     features
         `feature`, `fingerprint`, `change` (``added``, ``removed``, ``grown`` or ``shrunk``), and the numbers of
         tracks `before` and `after`.
@@ -42,6 +46,7 @@ class Differences:
     old: int
     new: int
     tracks: pd.DataFrame
+    failed_files: pd.DataFrame
     features: pd.DataFrame
 
 
@@ -53,14 +58,15 @@ def differences(old: FeatureStore, new: FeatureStore) -> Differences:
     old, new
         Of one store, as ``store.at(n)`` gives them.
     """
-    return Differences(
-        old.snapshot, new.snapshot, _track_differences(old, new), _feature_differences(old, new)
-    )
+    tracks, failed_files = _track_differences(old, new)
+    return Differences(old.snapshot, new.snapshot, tracks, failed_files, _feature_differences(old, new))
 
 
-def _track_differences(old: FeatureStore, new: FeatureStore) -> pd.DataFrame:
+def _track_differences(old: FeatureStore, new: FeatureStore) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Changes of tracks, which had or have features, and of failed files."""
     before, after = (
-        store.index_rows(["track_id", "part", "row_start"]).reset_index(drop=True) for store in (old, new)
+        store.index_rows(["track_id", "part", "row_start", "status"]).reset_index(drop=True)
+        for store in (old, new)
     )
     place = pd.Index(before["track_id"]).get_indexer(after["track_id"])  # -1: there was no such name
     removed = before.drop(index=place[place >= 0])
@@ -72,20 +78,44 @@ def _track_differences(old: FeatureStore, new: FeatureStore) -> pd.DataFrame:
     )
     moved = np.arange(len(pairs[0])) >= len(pairs[0]) - len(moves)
     what = _changes(old, new, pairs, moved)
-    touched = ~moved & (what != "")
-    names = after["track_id"].to_numpy()[pairs[1]]
-    tables = [
-        pd.DataFrame(
-            {"track_id": tracks, "change": change, "what": aspects, "old_track_id": other}, dtype=object
+    had, have, was_gone, is_gone = (
+        values.to_numpy(dtype=bool)[numbers]
+        for values, numbers in (
+            (before["part"].notna(), pairs[0]),
+            (after["part"].notna(), pairs[1]),
+            (before["status"].eq("gone"), pairs[0]),
+            (after["status"].eq("gone"), pairs[1]),
         )
-        for tracks, change, aspects, other in (
-            (added["track_id"].drop(index=moves["new"]), "added", "", None),
-            (removed["track_id"].drop(index=moves["old"]), "removed", "", None),
-            (names[touched], "changed", what[touched], None),
-            (names[moved], "moved", what[moved], before["track_id"].to_numpy()[moves["old"]]),
-        )
-    ]
-    return pd.concat(tables).sort_values("track_id", ignore_index=True)
+    )
+    change = np.select(
+        [moved, have & ~had, had & ~have, is_gone & ~was_gone, was_gone & ~is_gone, what != ""],
+        ["moved", "added", "removed", "gone", "back", "changed"],
+        default="",
+    ).astype(object)
+    what[np.isin(change, ["added", "removed"])] = ""
+    by_status = np.isin(change, ["gone", "back"])
+    what[by_status] = [_without_status(aspects) for aspects in what[by_status]]
+    came = after.loc[added.index.difference(moves["new"])]
+    went = before.loc[removed.index.difference(moves["old"])]
+    told = np.flatnonzero(change != "")
+    names = after["track_id"].to_numpy(dtype=object)[pairs[1][told]]
+    old_names = before["track_id"].to_numpy(dtype=object)[pairs[0][told]]
+    no_features = came["part"].isna(), went["part"].isna()
+    pieces = (
+        (names, change[told], what[told], np.where(moved[told], old_names, None), ~(had | have)[told]),
+        (came["track_id"], np.where(no_features[0], "failed", "added"), "", None, no_features[0]),
+        (went["track_id"], "removed", "", None, no_features[1]),
+    )
+    columns = ("track_id", "change", "what", "old_track_id", "failed")
+    table = pd.concat(
+        [pd.DataFrame(dict(zip(columns, piece, strict=True)), dtype=object) for piece in pieces]
+    ).sort_values("track_id", ignore_index=True)
+    failed = table.pop("failed").astype(bool)
+    return table[~failed].reset_index(drop=True), table[failed].reset_index(drop=True)
+
+
+def _without_status(aspects: str) -> str:
+    return ", ".join(aspect for aspect in aspects.split(", ") if aspect != "status")
 
 
 def _moves(removed: pd.DataFrame, added: pd.DataFrame) -> pd.DataFrame:

@@ -221,7 +221,11 @@ def _complete(index: "Index", erasure: Erasure) -> list[StoreDamagedError]:
     still_there = sorted(set(rows[rows.isin(erasure.track_ids)]))
     if still_there:
         # The log is kept for ever, so the command as typed, with the names in it, must not be in it.
-        index.commit(removed=still_there, provenance=provenance("mirstore forget"))
+        index.commit(
+            removed=still_there,
+            provenance=provenance("mirstore forget"),
+            counts={"forgotten": len(still_there)},
+        )
     by_part: dict[str, list[Span]] = defaultdict(list)
     for span in erasure.spans:
         by_part[span.part].append(span)
@@ -259,6 +263,7 @@ def _erase(location: Location, part: str, spans: Sequence[Span]) -> None:
     for track in group["attributes"]["tracks"]:
         if track["row_start"] in starts:
             track["track_id"] = None
+            track.pop("content_hash", None)
     location.write(f"{part_key(part)}/zarr.json", json.dumps(group).encode())
 
 

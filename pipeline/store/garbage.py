@@ -10,8 +10,9 @@ import pandas as pd
 from pipeline.store.erasures import ERASED
 from pipeline.store.index import writable_index
 from pipeline.store.lineage import command_line
-from pipeline.store.location import Location, Stored, is_draft, location_of
+from pipeline.store.location import Location, Stored, is_draft
 from pipeline.store.parts import PARTS
+from pipeline.store.places import Place
 
 GRACE_S = 3600.0
 KEEP_S = 7 * 86_400.0
@@ -58,14 +59,14 @@ def _unnamed(location: Location, arrays: pd.DataFrame) -> Mapping[str, list[Stor
 
 
 def collect_garbage(
-    place: "str | Location", *, grace_s: float = GRACE_S, keep_s: float = KEEP_S, dry_run: bool = False
+    place: Place, *, grace_s: float = GRACE_S, keep_s: float = KEEP_S, dry_run: bool = False
 ) -> list[Unneeded]:
     """Remove what killed runs left, and what only snapshots name that are not kept any more.
 
     Parameters
     ----------
     place
-        Of the store.
+        Path or URL of the store, or a catalog.
     grace_s
         Leave alone what changed within so many seconds: a job may be writing it.
     keep_s
@@ -84,8 +85,8 @@ def collect_garbage(
     StoreWriteError
         If the file system refuses.
     """
-    location = location_of(place)
-    with writable_index(location, command_line("gc")) as index:
+    with writable_index(place, command_line("gc")) as index:
+        location = index.location
         kept = index.oldest_within(keep_s)
         unnamed = _unnamed(location, index.arrays_since(kept))
         now = max(time.time(), max((s.modified_s for files in unnamed.values() for s in files), default=0.0))

@@ -34,6 +34,7 @@ from pipeline.store.erasures import complete_erasures
 from pipeline.store.format_file import FORMAT, StoreFormat, read_format
 from pipeline.store.lineage import command_line, counted, provenance
 from pipeline.store.location import FORMAT_FILE, Location, Lock, location_of
+from pipeline.store.places import Place, catalog_at
 from pipeline.store.records import ArrayRow, TrackRow
 from pipeline.store.tables import (
     ARRAYS_SCHEMA,
@@ -78,6 +79,7 @@ class Index:
         self.format = read_format(self.location)
         # Whoever writes sets this; every commit looks whether it still holds.
         self.lock: Lock | None = None
+        self.catalog_hash = ""
         try:
             self._tracks = self._open("tracks")
             if snapshot is not None and snapshot != self._tracks.version():
@@ -378,6 +380,7 @@ class Index:
         removed: Iterable[str] = (),
         dropped: str | None = None,
         provenance: Mapping[str, str],
+        counts: Mapping[str, int] | None = None,
     ) -> None:
         """Make a job's results visible: its arrays first, then its tracks.
 
@@ -395,6 +398,8 @@ class Index:
             Which rows of ``arrays`` go, as an SQL predicate on its columns.
         provenance
             Written into the commit, with the counts: who, command, catalog hash, versions.
+        counts
+            What was done to tracks, where that says more than how many rows were added, updated and removed.
 
         Raises
         ------
@@ -416,16 +421,12 @@ class Index:
             if dropped is not None:
                 about = CommitProperties(custom_metadata=dict(provenance))
                 n_dropped = self._arrays.delete(dropped, commit_properties=about)["num_deleted_rows"] or 0
-            counts = counted(
-                added=len(added),
-                updated=len(updated),
-                removed=len(removed),
-                arrays=len(arrays),
-                dropped=n_dropped,
-            )
+            if counts is None:
+                counts = {"added": len(added), "updated": len(updated), "removed": len(removed)}
+            told = counted(**counts, arrays=len(arrays), dropped=n_dropped)
             # Each commit of `tracks` names the `arrays` it belongs to; one that only brings arrays
             # is an empty append, so that every commit has a number of its own.
-            properties = self._about(provenance, counts)
+            properties = self._about(provenance, told)
             if updated or removed:
                 self._merge([*updated, *added], removed, properties)
             else:
@@ -436,6 +437,7 @@ class Index:
     def _about(self, provenance: Mapping[str, str], counts: str) -> CommitProperties:
         return CommitProperties(
             custom_metadata={
+                **({"catalog": self.catalog_hash} if self.catalog_hash else {}),
                 **provenance,
                 "counts": counts,
                 "arrays_version": str(self._arrays.version()),
@@ -476,8 +478,15 @@ class Index:
 
 
 @contextmanager
-def writable_index(place: "str | os.PathLike[str] | Location", command: str) -> Iterator[Index]:
+def writable_index(place: Place, command: str) -> Iterator[Index]:
     """Index of an existing store, held for writing and whole.
+
+    Parameters
+    ----------
+    place
+        Of the store, or a catalog: its hash is then recorded with every commit.
+    command
+        For who finds the store locked.
 
     Raises
     ------
@@ -486,10 +495,12 @@ def writable_index(place: "str | os.PathLike[str] | Location", command: str) -> 
     StoreLockedError
         If another command is writing to it.
     """
-    location = location_of(place)
+    catalog = catalog_at(place)
+    location = location_of(place if catalog is None else catalog.store)
     read_format(location)  # refuses what is no store before anything is written
     with location.lock(command) as lock:
         index = Index(location)
         index.lock = lock
+        index.catalog_hash = catalog.hash if catalog else ""
         index.recover()
         yield index

@@ -27,7 +27,15 @@ LIBRARIES = (
     "deltalake",
     "obstore",
 )
-COLUMNS = ["snapshot", "committed", "command", "by", "catalog", "counts", "libraries"]
+COLUMNS = ["snapshot", "committed", "command", "by", "catalog", "counts", "changes", "libraries"]
+# What a commit did that counted nothing, by Delta's name of it.
+_UNCOUNTED = {
+    "CREATE TABLE": "store made",
+    "OPTIMIZE": "index files merged",
+    "VACUUM START": "old index files removed",
+    "VACUUM END": "old index files removed",
+    "ADD COLUMN": "store brought up to date",
+}
 
 
 @lru_cache(maxsize=1)
@@ -74,6 +82,13 @@ def counted(**counts: int) -> str:
     return json.dumps({name: n for name, n in counts.items() if n})
 
 
+def _changes(about: Mapping[str, Any]) -> str:
+    """What a commit counted, in words; commits of older versions counted rows added, updated and removed."""
+    counts = json.loads(about.get("counts", "{}"))
+    told = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in counts.items())
+    return told or _UNCOUNTED.get(str(about.get("operation")), "upkeep of the index")
+
+
 def commits_table(commits: Sequence[tuple[int, Mapping[str, Any]]]) -> pd.DataFrame:
     """Return commits as a table.
 
@@ -85,12 +100,14 @@ def commits_table(commits: Sequence[tuple[int, Mapping[str, Any]]]) -> pd.DataFr
     Returns
     -------
     DataFrame
-        `snapshot`, `committed` (UTC), `command`, `by`, `catalog`, `counts` (dict), `libraries` (dict);
-        what a commit does not say (those of other tools, of old versions) is None or empty.
+        `snapshot`, `committed` (UTC), `command`, `by`, `catalog`, `counts` (dict), `changes` (the same in
+        words), `libraries` (dict); what a commit does not say (those of other tools, of old versions) is None or
+        empty.
     """
     rows = [
         {
             "snapshot": number,
+            "changes": _changes(about),
             "committed": pd.Timestamp(about["timestamp"], unit="ms", tz="UTC"),
             "command": about.get("command") or about.get("operation"),
             "by": about.get("by"),

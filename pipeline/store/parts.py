@@ -1,7 +1,7 @@
 """Parts: immutable Zarr groups, each written by one job and named by the index once it is complete.
 
     <store>/parts/<part>/
-        zarr.json             group; attributes name the tracks as they were when written
+        zarr.json             group; attributes: the tracks as named when written, the SHA-256 of their files
         start_s, valid_frames, track_number    (chunk,) coordinates
         frame                 (frame,) seconds from the chunk's start
         logmel@<fingerprint>  (chunk, mel, frame), and so on: every array has the same rows
@@ -99,10 +99,13 @@ class PartLayout:
         """Rows described so far."""
         return len(self._valid_frames)
 
-    def add_track(self, track_id: str, valid_frames: NDArray[np.int32]) -> int:
-        """Describe the next rows; return the first one's number."""
+    def add_track(
+        self, track_id: str, valid_frames: NDArray[np.int32], content_hash: str | None = None
+    ) -> int:
+        """Describe the next rows, and of which file they are; return the first one's number."""
         first = self.n_rows
-        self._tracks.append({"track_id": track_id, "row_start": first, "n_chunks": len(valid_frames)})
+        about = {"track_id": track_id, "row_start": first, "n_chunks": len(valid_frames)}
+        self._tracks.append(about | ({"content_hash": content_hash} if content_hash else {}))
         self._start_s.extend(index * self._grid.chunk_s for index in range(len(valid_frames)))
         self._valid_frames.extend(int(frames) for frames in valid_frames)
         self._track_number.extend([len(self._tracks) - 1] * len(valid_frames))
@@ -200,9 +203,11 @@ class PartWriter:
             for _ in range(n_rows):
                 array.append_encoded(None)
 
-    def add_track(self, track_id: str, valid_frames: NDArray[np.int32]) -> int:
+    def add_track(
+        self, track_id: str, valid_frames: NDArray[np.int32], content_hash: str | None = None
+    ) -> int:
         """Describe the rows appended since the last track; return the first one's number."""
-        return self._layout.add_track(track_id, valid_frames)
+        return self._layout.add_track(track_id, valid_frames, content_hash)
 
     def level(self) -> None:
         """Fill arrays that lag behind: rows of a track that failed halfway."""

@@ -1,6 +1,5 @@
 """Reading the store: tracks as a DataFrame, features as arrays with seconds on their axes."""
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,7 @@ from pipeline.store.index import Index
 from pipeline.store.lineage import commits_table
 from pipeline.store.location import Location, location_of
 from pipeline.store.parts import PARTS, part_key
+from pipeline.store.places import Place, catalog_at
 from pipeline.store.stored_feature import StoredFeature
 from pipeline.store.track_table import LABEL_COLUMNS, OF_FAILURES, has_any, queried, with_labels
 
@@ -88,15 +88,11 @@ class FeatureStore:
     >>> store["logmel"].track("demo/Apocalypse Song.ogg")  # doctest: +SKIP
     """
 
-    def __init__(self, place: "str | os.PathLike[str] | Location", *, snapshot: int | None = None) -> None:
+    def __init__(self, place: Place, *, snapshot: int | None = None) -> None:
         self._wanted: dict[str, str] = {}
-        if str(place).endswith((".yaml", ".yml")):
-            from pipeline.catalog import load_catalog
-
-            catalog = load_catalog(str(place))
+        if (catalog := catalog_at(place)) is not None:
             self._wanted = {name: f.fingerprint for name, f in catalog.resolved_features().items()}
-            place = catalog.store
-        self.location = location_of(place)
+        self.location = location_of(place if catalog is None else catalog.store)
         self.index = Index(self.location, snapshot)
         self._only: pd.Index[str] | None = None
 
@@ -436,7 +432,7 @@ def check_collection(location: Location, name: str | Sequence[str], known: "pd.S
         )
 
 
-def open_part(place: "str | os.PathLike[str] | Location", part: str) -> "xr.Dataset":
+def open_part(place: Place, part: str) -> "xr.Dataset":
     """Open a whole part as xarray does, for a look at what is in it."""
     import xarray as xr
 

@@ -1,6 +1,6 @@
 """Taking away: tracks that have gone, tracks that are to be forgotten, versions of features."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -11,43 +11,44 @@ from pipeline.remote_files import content_hash
 from pipeline.store.erasures import FORGOTTEN, complete_erasures, erasures, name_hash, new_erasure
 from pipeline.store.index import writable_index
 from pipeline.store.lineage import command_line, provenance
-from pipeline.store.location import Location
+from pipeline.store.places import Place
 from pipeline.store.reading import check_collection
 from pipeline.store.tracks_ever import ForgottenTrack, TracksEver
 from pipeline.store.versions import models_by_feature
 
 
-def prune(
-    place: "str | Location",
-    *,
-    collection: str | None = None,
-    dry_run: bool = False,
-    on_refusal: Callable[[str], None] = lambda _: None,
-) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What ``mirstore prune`` removed: tracks, and failed files, which have no features; sorted."""
+
+    tracks: tuple[str, ...]
+    failed_files: tuple[str, ...]
+
+
+def prune(place: Place, *, collection: str | None = None, dry_run: bool = False) -> Pruned:
     """Remove the tracks that have gone from their collections; older snapshots still have them.
 
     Parameters
     ----------
     place
-        Of the store.
+        Path or URL of the store, or a catalog.
     collection
         Only of this collection, even if that is all it has; None for all.
     dry_run
         Only report.
-    on_refusal
-        Called by a dry run with the reason for which the real one would refuse.
 
     Returns
     -------
-    list of str
-        Identifiers of the tracks, sorted. Their bytes go with ``mirstore compact`` and ``mirstore gc``.
+    Pruned
+        Identifiers. The bytes of the tracks go with ``mirstore compact`` and ``mirstore gc``.
 
     Raises
     ------
     UnknownNameError
         If there is no such collection.
     StoreError
-        If no track of a collection would be left and it was not named; then nothing is removed.
+        If no track of a collection would be left and it was not named; then nothing is removed. A dry run is
+        refused alike.
     StoreLockedError, StoreWriteError
         If the store cannot be written.
     """
@@ -58,13 +59,16 @@ def prune(
             check_collection(index.location, collection, rows["collection"])
             gone &= rows["collection"] == collection
         elif refusal := _refusal(rows):
-            if not dry_run:
-                raise StoreError(refusal)
-            on_refusal(refusal)
-        names = sorted(rows.loc[gone, "track_id"])
-        if names and not dry_run:
-            index.commit(removed=names, provenance=provenance(command_line("prune")))
-    return names
+            raise StoreError(refusal)
+        placed = rows["part"].notna()
+        tracks, failed = (tuple(sorted(rows.loc[gone & those, "track_id"])) for those in (placed, ~placed))
+        if (tracks or failed) and not dry_run:
+            index.commit(
+                removed=[*tracks, *failed],
+                provenance=provenance(command_line("prune")),
+                counts={"removed": len(tracks), "failed_files_removed": len(failed)},
+            )
+    return Pruned(tracks, failed)
 
 
 def _refusal(rows: pd.DataFrame) -> str:
@@ -75,7 +79,7 @@ def _refusal(rows: pd.DataFrame) -> str:
     if not len(whole):
         return ""
     told = " and ".join(
-        f"all {n:,} of {name}" if n > 1 else f"the only one of {name}" for name, n in whole.items()
+        f"all {n:,} tracks of {name}" if n > 1 else f"the only track of {name}" for name, n in whole.items()
     )
     options = ", ".join(f"`--collection {name}`" for name in whole.index)
     return (
@@ -94,7 +98,7 @@ class Forgotten:
     parts: int
 
 
-def forget(place: "str | Location", track_ids: Sequence[str], *, dry_run: bool = False) -> Forgotten:
+def forget(place: Place, track_ids: Sequence[str], *, dry_run: bool = False) -> Forgotten:
     """Delete tracks for good: their rows in every part, in every snapshot.
 
     The next extraction leaves their files alone, and copies of them under any name, until `allow` is called.
@@ -103,7 +107,7 @@ def forget(place: "str | Location", track_ids: Sequence[str], *, dry_run: bool =
     Parameters
     ----------
     place
-        Of the store.
+        Path or URL of the store, or a catalog.
     track_ids
         Identifiers.
     dry_run
@@ -137,13 +141,13 @@ def forget(place: "str | Location", track_ids: Sequence[str], *, dry_run: bool =
     )
 
 
-def allow(place: "str | Location", track_ids: Sequence[str]) -> None:
+def allow(place: Place, track_ids: Sequence[str]) -> None:
     """Let the next extraction take forgotten tracks again, as new ones, and copies of them.
 
     Parameters
     ----------
     place
-        Of the store.
+        Path or URL of the store, or a catalog.
     track_ids
         Identifiers, of tracks that were forgotten or of files that are left alone as copies of one.
 
@@ -184,7 +188,7 @@ def allow(place: "str | Location", track_ids: Sequence[str]) -> None:
 
 
 def drop(
-    place: "str | Location",
+    place: Place,
     version: str,
     *,
     wanted: Sequence[str] = (),
@@ -196,7 +200,7 @@ def drop(
     Parameters
     ----------
     place
-        Of the store.
+        Path or URL of the store, or a catalog.
     version
         ``feature@fingerprint``.
     wanted

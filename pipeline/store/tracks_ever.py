@@ -196,19 +196,19 @@ def _parts_with_dead_rows(index: Index) -> set[str]:
 
 
 def _described(index: Index, parts: Collection[str]) -> pd.DataFrame:
-    """Return what parts say of their rows: who had them when they were written.
+    """Return what parts say of their rows: who had them when they were written, of which file.
 
     Parts know of rows whose track was extracted again or failed halfway, after ``mirstore gc`` has removed
     the files of the table that did.
     """
 
-    def rows(part: str) -> list[tuple[str, str, int, int, None]]:
+    def rows(part: str) -> list[tuple[str, str, int, int, str | None]]:
         try:
             tracks = part_group(index.location, part)["tracks"]
         except StoreDamagedError:
             return []
         return [
-            (track["track_id"], part, track["row_start"], track["n_chunks"], None)
+            (track["track_id"], part, track["row_start"], track["n_chunks"], track.get("content_hash"))
             for track in tracks
             if track["track_id"] is not None
         ]

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from pipeline.errors import CURE, StoreDamagedError
 from pipeline.store.erasures import erased_spans, unerased
 from pipeline.store.index import Index
-from pipeline.store.location import Location
 from pipeline.store.parts import COORDINATES, part_group, part_key
+from pipeline.store.places import Place, store_at
 from pipeline.store.shard_reader import ShardReader
 
 ROWS_PER_READ = 64
@@ -62,7 +62,7 @@ class _Problem:
 
 
 def verify(
-    place: "str | os.PathLike[str] | Location",
+    place: Place,
     *,
     snapshot: int | None = None,
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
@@ -74,7 +74,7 @@ def verify(
     Parameters
     ----------
     place
-        Of the store.
+        Path or URL of the store, or a catalog.
     snapshot
         Which commit; None is the newest.
     on_progress
@@ -89,7 +89,7 @@ def verify(
     StoreMissingError, StoreFormatError, StoreDamagedError
         If the index itself cannot be read.
     """
-    index = Index(place, snapshot)
+    index = Index(store_at(place), snapshot)
     erased = erased_spans(index.location)
     tracks, arrays = index.tracks(_OF_TRACKS), index.arrays(_OF_ARRAYS)
     tracks = unerased(tracks, erased) if erased else tracks

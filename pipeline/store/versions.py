@@ -10,7 +10,7 @@ import pandas as pd
 from pipeline.errors import StoreError
 from pipeline.store.location import Location
 from pipeline.store.reading import FeatureStore
-from pipeline.store.upkeep import features_table
+from pipeline.store.summary import features_table
 
 MODELS = "models"
 CARD = "card.json"

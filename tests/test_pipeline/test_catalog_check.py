@@ -59,10 +59,15 @@ def test_collections_are_counted_and_others_not_asked(tmp_path: Path) -> None:
     )
     folder, manifest = str(tmp_path / "music"), str(tmp_path / "songs.csv")
     assert found.collections == {
-        "all": Extent(folder, 3, unusable=1),
+        "all": Extent(folder, 3, {"all/empty.wav": "empty file"}),
         "some": Extent(folder, 2),
         "none": Extent(folder, 0),
-        "listed": Extent(manifest, 1, unusable=1, remote=2),
+        "listed": Extent(
+            manifest,
+            1,
+            {"listed/music/nowhere.wav": "the manifest names it, but there is no such file"},
+            remote=2,
+        ),
         "elsewhere": Extent(manifest, 0, remote=4),
         "cloud": Extent("s3://bucket/music", None),
         "web": Extent("https://host.invalid/songs.csv", None),
@@ -93,6 +98,10 @@ def test_all_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
             logmel=LOGMEL,
             one=cnn,
             two={**cnn, "weights": "./folder.h5"},
+            same=cnn,
+            seedless={**cnn, "weights": "random:x"},
+            text={**cnn, "weights": "./wrong.csv"},
+            other={**cnn, "variant": "choi2016", "weights": "jamendo-fcn"},
             narrow={**LOGMEL, "n_mels": 8},
             tall={"kind": "mfcc", "from": "narrow", "n_mfcc": 9},
             taller={"kind": "mfcc", "from": "narrow", "n_mfcc": 10},
@@ -101,7 +110,7 @@ def test_all_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
     told = str(caught.value).splitlines()
     expected = (
         ("away", "collections.away.path: there is no folder"),
-        ("file", "collections.file.path: expected a folder, got the file"),
+        ("file", "a.wav. Name the folder that it is in, or list single files in a manifest."),
         ("unlisted", "collections.unlisted.manifest: "),
         ("wrong", "there is no column 'uri'"),
         ("twice", "row 3: uri: '../b.wav' leads out of"),
@@ -110,6 +119,13 @@ def test_all_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
         ("far", "collections.far.root: there is no folder"),
         ("one", "nowhere.h5': No such file"),
         ("two", "folder.h5': Is a directory"),
+        ("same", "nowhere.h5': No such file"),
+        ("seedless", "features.seedless.weights: 'random:x' has no seed; expected random:<seed> "),
+        ("text", "features.text.weights: wrong.csv has no known suffix; weights are .h5,"),
+        (
+            "other",
+            "features.other.weights: 'jamendo-fcn' holds weights of the variant jamendo_fcn, not choi2016",
+        ),
         ("tall", "features.tall.n_mfcc: must be at most the 8 bands"),
         ("taller", "features.taller.n_mfcc: must be at most the 8 bands"),
     )
@@ -152,7 +168,7 @@ def test_the_command(empty_project: Any) -> None:
     (empty_project.folder / "songs.csv").write_text("uri\nmusic/a.wav\nhttps://host.invalid/a.ogg\nx.wav\n")
     done = empty_project.run("catalog", "check")
     assert (done.returncode, done.stderr) == (0, "")
-    collections, features = done.stdout.split("\n\n")
+    collections, unusable, features = done.stdout.split("\n\n")
     heading, *lines = collections.splitlines()
     assert heading.split() == ["collection", "place", "files"]
     assert [line.rstrip().split(maxsplit=2) for line in lines] == [
@@ -160,11 +176,20 @@ def test_the_command(empty_project: Any) -> None:
         ["cloud", "s3://bucket/music", "not checked"],
         ["web", "./songs.csv", "1  1 unusable, 1 on other machines, not checked"],
     ]
+    assert [line.rstrip().split(maxsplit=1) for line in unusable.splitlines()] == [
+        ["unusable", "reason"],
+        ["web/x.wav", "the manifest names it, but there is no such file"],
+    ]
     assert [line.split()[0] for line in features.splitlines()] == ["feature", "audio", "logmel", "mfcc"]
     found = empty_project.run_json("catalog", "check")
     assert [(its["collection"], its["files"]) for its in found["collections"]] == [
         ("demo", 3), ("cloud", None), ("web", 1)
     ]  # fmt: skip
+    assert [(its["unusable"], its["problems"]) for its in found["collections"]] == [
+        (0, []),
+        (0, []),
+        (1, [{"track_id": "web/x.wav", "reason": "the manifest names it, but there is no such file"}]),
+    ]
     assert [row["feature"] for row in found["features"]] == ["audio", "logmel", "mfcc"]
 
     (empty_project.folder / "songs.csv").unlink()
@@ -175,3 +200,87 @@ def test_the_command(empty_project: Any) -> None:
         first, second = done.stderr.splitlines()
         assert first.startswith("mirstore: catalog.yaml:5: collections.demo.path: there is no folder")
         assert second.startswith("mirstore: catalog.yaml:7: collections.web.manifest: ")
+
+
+def test_what_cannot_be_used_is_named_and_nothing_at_all_is_remarked(empty_project: Any) -> None:
+    make(empty_project.folder)
+    for number in range(7):
+        (empty_project.music / f"{number}.wav").touch()
+    (empty_project.folder / "empty").mkdir()
+    text = empty_project.write_catalog(demo="./music", none="./empty").read_text()
+    empty_project.catalog.write_text(
+        text.replace("features:", "  left: {path: ./music, include: ['*.xyz']}\nfeatures:")
+    )
+    done = empty_project.run("catalog", "check")
+    assert (done.returncode, done.stderr) == (0, "")
+    collections, unusable, _ = done.stdout.split("\n\n")
+    assert [line.split(maxsplit=3)[2:] for line in map(str.rstrip, collections.splitlines()[1:])] == [
+        ["3", "7 unusable"],
+        ["0", "no file to extract"],
+        ["0", "no file to extract"],
+    ]
+    _, *named, last = map(str.rstrip, unusable.splitlines())
+    assert [line.split(maxsplit=1) for line in named] == [[f"demo/{n}.wav", "empty file"] for n in range(5)]
+    assert last == "and 2 more; `--json` lists all."
+    [its, *_] = empty_project.run_json("catalog", "check")["collections"]
+    assert [problem["track_id"] for problem in its["problems"]] == [f"demo/{n}.wav" for n in range(7)]
+
+
+def test_check_plan_and_extract_refuse_alike(empty_project: Any) -> None:
+    """And before a store is made, or workers start."""
+    empty_project.add_song("a.wav")
+    commands = (("catalog", "check"), ("extract", "--dry-run"), ("extract", "--workers", "1"))
+    cnn = "embedding: {kind: cnn, from: logmel, weights: %s}"
+    for weights, words in (("'random:x'", "has no seed"), ("./catalog.yaml", "no known suffix")):
+        logmel = "logmel: {kind: log_mel, from: audio}"
+        text = empty_project.write_catalog("audio: {kind: audio}", logmel, cnn % weights).read_text()
+        empty_project.catalog.write_text(text.replace("frames_per_chunk: 64", "frames_per_chunk: 1366"))
+        for arguments in commands:
+            done = empty_project.run(*arguments)
+            assert (done.returncode, done.stdout) == (2, "")
+            [line] = done.stderr.splitlines()
+            assert line.startswith("mirstore: catalog.yaml:9: features.embedding.weights: ")
+            assert words in line
+            assert not empty_project.store_folder.exists()
+    empty_project.write_catalog("audio: {kind: audio}")
+    empty_project.extract()
+    snapshot = empty_project.store.snapshot
+    empty_project.write_catalog("audio: {kind: audio, sample_rate: 16000}")
+    for arguments in commands:
+        done = empty_project.run(*arguments)
+        assert (done.returncode, done.stdout) == (2, "")
+        [line] = done.stderr.splitlines()
+        assert ("mirstore: catalog.yaml:2: store: " in line) is (arguments == commands[0])
+        assert "store was made with sample_rate 12000 (catalog: 16000)" in line
+    empty_project.write_catalog("audio: {kind: audio}")
+    assert empty_project.store.snapshot == snapshot
+
+
+def test_weights_that_cannot_be_had_stop_before_a_store_is_made(
+    empty_project: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from features.downloads import PUBLISHED, PublishedWeights
+
+    entry = PublishedWeights((tmp_path / "away.h5").as_uri(), "0" * 64, "none.h5", "thesis", "none")
+    monkeypatch.setitem(PUBLISHED, "none", entry)
+    monkeypatch.setenv("MIRSTORE_CACHE", str(tmp_path / "cache"))
+    features = ("audio: {kind: audio}", "logmel: {kind: log_mel, from: audio}")
+    cnn = "embedding: {kind: cnn, from: logmel, weights: none}"
+    text = empty_project.write_catalog(*features, cnn).read_text()
+    empty_project.catalog.write_text(text.replace("frames_per_chunk: 64", "frames_per_chunk: 1366"))
+    assert empty_project.run("catalog", "check").returncode == 0
+    empty_project.add_song("a.wav", seconds=1.0)
+    done = empty_project.run("extract", "--workers", "1")
+    assert (done.returncode, done.stdout) == (2, "")
+    [line] = done.stderr.splitlines()
+    assert line.startswith("mirstore: Could not download ")
+    assert f"put it at {tmp_path / 'cache' / 'none.h5'}" in line
+    assert not empty_project.store_folder.exists()
+    # A store that needs none of them yet is extracted to; then only what does need them is refused.
+    done = empty_project.run("extract", "--workers", "1", "--feature", "logmel")
+    assert done.returncode == 0, done.stderr
+    snapshot = empty_project.store.snapshot
+    done = empty_project.run("extract", "--workers", "1")
+    assert done.returncode == 2
+    assert "Starting workers" not in done.stderr
+    assert empty_project.store.snapshot == snapshot

@@ -608,8 +608,9 @@ def test_no_relative_uri_leaves_the_root(parts: list[str]) -> None:
 
 def absent(catalog: Catalog, *uris: object) -> list[str]:
     """Reasons for tracks of the collection `m`, named by paths below its first folder."""
-    rows = [(f"m/{path}", "m", str(uri)) for path, uri in uris]
-    return absence_reasons(pd.DataFrame(rows, columns=["track_id", "collection", "uri"]), catalog)
+    rows = [(f"m/{path}", "m", str(uri), True) for path, uri in uris]
+    columns = ["track_id", "collection", "uri", "has_features"]
+    return absence_reasons(pd.DataFrame(rows, columns=columns), catalog)
 
 
 def test_why_a_file_is_no_longer_found(tmp_path: Path, music: Path) -> None:
@@ -624,9 +625,11 @@ def test_why_a_file_is_no_longer_found(tmp_path: Path, music: Path) -> None:
     ]  # fmt: skip
     other = catalog_of(tmp_path, {"m": {"path": "elsewhere"}})
     assert absent(other, *old[:2]) == ["the file is gone", "no longer in the collection"]
-    assert absence_reasons(
-        pd.DataFrame({"track_id": ["m/lost.ogg"], "collection": ["m"], "uri": ["/lost.ogg"]}), other, {"m": 1}
-    ) == ["the file is gone, like all of m"]
+    gone = {"track_id": ["m/lost.ogg"] * 2, "collection": ["m"] * 2, "uri": ["/lost.ogg"] * 2}
+    assert absence_reasons(pd.DataFrame({**gone, "has_features": [True, False]}), other, {"m": 1}) == [
+        "the file is gone, like all of m",
+        "the file is gone, like all of m (it had failed)",
+    ]
     bucket = catalog_of(tmp_path, {"m": {"path": "s3://one/music"}})
     places = [
         ("a.ogg", "s3://one/music/a.ogg"),
@@ -668,4 +671,4 @@ def test_a_row_that_left_the_manifest_is_not_called_a_file_that_is_gone(empty_pr
     empty_project.extract()
     assert empty_project.plan() == {}
     manifest.write_text("uri\nmusic/b.wav\n")
-    assert empty_project.plan() == {"tagged/music/b.wav": ("update", "back in its collection")}
+    assert empty_project.plan() == {"tagged/music/b.wav": ("back", "back in its collection")}

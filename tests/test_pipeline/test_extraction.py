@@ -1,12 +1,15 @@
 """Extraction from end to end: what a run does, does again, and does not do; and the features it gives."""
 
 import contextlib
+import io
 import math
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +26,7 @@ import pipeline.cluster
 import pipeline.jobs
 import pipeline.run
 from features.framing import Grid, chunks
+from pipeline.commands.progress import ProgressDisplay
 from pipeline.computation import FeatureChain
 from pipeline.definitions import AudioDefinition, Feature, LogMelDefinition, MfccDefinition, resolve
 from pipeline.errors import AudioError, ClusterError, StoreDamagedError, UnknownNameError
@@ -150,20 +154,21 @@ def test_slow_commits_become_few(project: Any, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.usefixtures("a_job_a_song")
+@pytest.mark.parametrize("error", [ClusterError("the workers have gone"), RuntimeError("a bug")])
 def test_what_is_finished_is_committed_when_the_run_fails(
-    project: Any, monkeypatch: pytest.MonkeyPatch
+    project: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     genuine = pipeline.cluster.finished_jobs
 
     def failing(*arguments: Any, **options: Any) -> Iterator[Any]:
         with contextlib.closing(genuine(*arguments, **options)) as batches:
             yield next(batches)[:1]
-        raise ClusterError("the workers have gone")
+        raise error
 
     monkeypatch.setattr(pipeline.run, "SECONDS_BETWEEN", math.inf)
     monkeypatch.setattr(pipeline.run.Run, "tick", lambda *_: None)
     monkeypatch.setattr(pipeline.cluster, "finished_jobs", failing)
-    with pytest.raises(ClusterError, match="the workers have gone"):
+    with pytest.raises(type(error), match=str(error)):
         project.extract()
     committed = project.store.tracks
     assert len(committed) == 1
@@ -244,8 +249,9 @@ def test_gone_file_and_back(project: Any, no_cluster_after: Any) -> None:
     assert project.extract().gone == 0
     assert project.run_json("status")["gone"] == 1
     (project.folder / "aside.ogg").rename(path)
-    assert project.plan() == {"demo/long.ogg": ("update", "back in its collection")}
-    assert project.extract().updated == 1
+    assert project.plan() == {"demo/long.ogg": ("back", "back in its collection")}
+    report = project.extract()
+    assert (report.back, report.updated) == (1, 0)
     assert project.store.tracks.loc["demo/long.ogg", "status"] == "ok"
     assert project.rows() == before
     assert project.plan() == {}
@@ -420,6 +426,56 @@ def test_command_line_from_start_to_end(project: Any) -> None:
         done = project.run(verb, process=True)
         assert (done.returncode, done.stderr) == (0, ""), verb
         assert words in done.stdout
+
+
+def test_what_failed_is_counted_apart_from_what_is_decoded(project: Any) -> None:
+    (project.music / "empty.wav").touch()
+    (project.music / "bad.mp3").write_bytes(b"\0" * 999)
+    seen: list[tuple[int, int]] = []
+    told = io.StringIO()
+    with ProgressDisplay() as display, contextlib.redirect_stderr(told):
+        report = project.extract(
+            on_plan=display.planned, on_progress=lambda p: seen.append((p.songs_total, p.failures))
+        )
+    assert (
+        told.getvalue() == f"{N_SONGS + 1} songs to decode, 1 file that cannot be opened. Starting workers.\n"
+    )
+    assert (report.songs, report.failures, report.unopened) == (N_SONGS, 2, 1)
+    assert set(seen) <= {(N_SONGS + 1, 0), (N_SONGS + 1, 1)}
+    assert seen[-1] == (N_SONGS + 1, 1)
+
+    (project.music / "bad.mp3").write_bytes(b"\1" * 999)
+    done = project.run("extract", shared=True)
+    closing, failures = done.stdout.splitlines()
+    assert re.fullmatch(r"no song could be decoded, in \d+ s \(\d+\.\d s start-up\)", closing)
+    assert failures == "1 file failed: see `mirstore failures`"
+
+
+def test_commits_count_in_the_words_of_extract(project: Any) -> None:
+    (project.music / "empty.wav").touch()
+    (project.music / "bad.mp3").write_bytes(b"\0" * 999)
+    project.extract()
+    first = project.store.snapshot
+    assert project.store.at(0).snapshots.iloc[0]["changes"] == "store made"
+    (project.music / "long.ogg").rename(project.music / "renamed.ogg")
+    (project.music / "native.flac").unlink()
+    project.add_song("eight.wav", seconds=5.0, seed=9)
+    project.add_song("new.wav", seconds=1.0, seed=8)
+    (project.music / "bad.mp3").write_bytes(b"\1" * 999)
+    os.utime(project.music / "short.wav", ns=(0, 0))
+    project.extract()
+    assert project.run("prune").returncode == 0
+    commits = project.store.snapshots.sort_values("snapshot")
+    sums: list[Counter[str]] = []
+    for part in (commits[commits["snapshot"] <= first], commits[commits["snapshot"] > first]):
+        sums.append(Counter())
+        for counts in part["counts"]:
+            sums[-1].update({name: n for name, n in counts.items() if name != "arrays"})
+    assert sums == [
+        {"failed": 2, "added": N_SONGS},
+        {"moved": 1, "updated": 1, "marked_gone": 1, "added": 1, "changed": 1, "failed": 1, "removed": 1},
+    ]
+    assert commits["changes"].iloc[-1] == "1 removed"
 
 
 def test_dry_run_changes_nothing(project: Any) -> None:

@@ -112,8 +112,78 @@ def test_songs_gone_from_an_unmounted_disk_keep_their_features(project: Any) -> 
     project.music.rmdir()
     (project.folder / "elsewhere").rename(project.music)
     report = project.extract()
-    assert (report.songs, report.updated, report.emptied) == (0, n_tracks, {})
+    assert (report.songs, report.back, report.updated, report.emptied) == (0, n_tracks, 0, {})
     assert (project.store.tracks["status"] == "ok").all()
+
+
+def test_an_emptied_folder_is_counted_in_one_way(project: Any) -> None:
+    """And when it is back, files that had failed are not tried again, and look as if nothing had happened."""
+    (project.music / "bad.ogg").write_bytes(b"no audio" * 50)
+    (project.music / "empty.wav").touch()
+    once = project.music / "once.wav"
+    shutil.copyfile(project.music / "eight.wav", once)
+    project.extract()
+    once.write_bytes(b"no audio any more" * 50)
+    project.extract()
+    n_tracks = len(project.store.tracks)
+    before = project.store.index.tracks().sort_values("track_id", ignore_index=True)
+    failures = project.store.failures
+    rows, counted = project.rows(), f"{n_tracks} tracks and 2 failed files"
+    told = project.run("status").stdout.splitlines()
+    assert told[1].startswith(f"{n_tracks} tracks, ")
+    assert told[1].endswith("1 whose file has failed since")
+    assert told[2] == "2 failed files"
+
+    project.music.rename(project.folder / "elsewhere")
+    project.music.mkdir()
+    plan = project.plan()
+    assert plan["demo/bad.ogg"] == ("mark gone", "the file is gone, like all of demo (it had failed)")
+    done = project.run("extract")
+    assert f"collection demo: {n_tracks} tracks gone, features kept" in done.stderr
+    assert done.stdout == f"{counted} marked gone\n"
+    status = project.run_json("status")
+    assert (status["tracks"], status["gone"], status["failed_since"]) == (n_tracks, n_tracks, 0)
+    assert (status["failed_files"], status["failed_files_gone"], status["failed"]) == (2, 2, 0)
+    assert project.run("status").stdout.splitlines()[2] == "2 failed files, 2 gone"
+    assert f"would remove all {n_tracks} tracks of demo" in project.run("prune", "--dry-run").stderr
+    dry = project.run("prune", "--dry-run", "--collection", "demo")
+    assert dry.stdout.splitlines()[-1] == f"{counted} would be removed."
+    found = project.run_json("diff", str(project.store.snapshot - 1))
+    assert {row["change"] for row in found["tracks"] + found["failed_files"]} == {"gone"}
+    assert (len(found["tracks"]), len(found["failed_files"])) == (n_tracks, 2)
+
+    project.music.rmdir()
+    (project.folder / "elsewhere").rename(project.music)
+    done = project.run("extract", process=True)  # nothing is decoded, so no worker is started
+    assert (done.stdout, done.stderr) == (f"{counted} back\n", "")
+    assert project.store.failures.equals(failures)
+    assert project.store.index.tracks().sort_values("track_id", ignore_index=True).equals(before)
+    assert project.rows() == rows
+    assert all(action == "skip" for action, _ in project.plan().values())
+    changes = project.run_json("snapshots")
+    assert changes[0]["counts"] == {"back": n_tracks, "failed_files_back": 2}
+    assert changes[1]["changes"] == f"{n_tracks} marked gone, 2 failed files marked gone"
+
+    (project.music / "bad.ogg").write_bytes(b"something else" * 50)
+    assert project.extract().failures == 1
+
+
+def test_a_failed_track_that_could_not_be_read_in_between_is_not_taken_for_what_is_stored(
+    project: Any,
+) -> None:
+    real = project.folder / "disk" / "song.flac"
+    real.parent.mkdir()
+    shutil.copyfile(project.music / "native.flac", real)
+    (project.music / "linked.flac").symlink_to(real)
+    project.extract()
+    real.write_bytes(b"no music " * 500)
+    project.extract()
+    real.parent.rename(project.folder / "unmounted")
+    project.extract()
+    assert project.store.failures.loc["demo/linked.flac", "stage"] == "scan"
+    (project.folder / "unmounted").rename(real.parent)
+    assert project.extract().failures == 1
+    assert project.store.tracks.loc["demo/linked.flac", "status"] == "failed"
 
 
 @pytest.mark.parametrize("mishap", ["broken link", "empty", "garbage"])

@@ -15,7 +15,7 @@ from pipeline.errors import StoreFormatError
 from pipeline.store.format_file import FORMAT
 from pipeline.store.index import Index
 from pipeline.store.location import FORMAT_FILE
-from pipeline.store.removal import prune
+from pipeline.store.removal import Pruned, prune
 from pipeline.store.verification import verify
 
 STORES = Path(__file__).parents[1] / "stores"
@@ -68,7 +68,7 @@ def test_reading_changes_nothing(old: Any, maker: ModuleType) -> None:
 def test_writing_brings_the_format_up_to_date(old: Any, maker: ModuleType) -> None:
     store, expected = old
     snapshot = FeatureStore(store).snapshot
-    assert prune(store) == ["demo/gone.wav"]
+    assert prune(store) == Pruned(("demo/gone.wav",), ())
     assert json.loads((store / FORMAT_FILE).read_text())["format"] == FORMAT
     gone = expected.pop("demo/gone.wav")
     assert maker.contents(store) == expected

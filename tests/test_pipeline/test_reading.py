@@ -154,7 +154,7 @@ def test_labels_of_a_manifest_become_columns(empty_project: Any) -> None:
 
 
 def test_status_counts_what_is_there(full_store: FeatureStore) -> None:
-    from pipeline.store.upkeep import features_table, summary
+    from pipeline.store.summary import features_table, summary
 
     facts = summary(full_store)
     assert (facts["tracks"], facts["failed"], facts["orphan_parts"]) == (3, 0, 0)

@@ -1,5 +1,6 @@
 """The store's past: what there was, and what changed since."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -17,6 +18,7 @@ from pipeline.errors import UnknownNameError
 from pipeline.labels import add_labels
 from pipeline.store.differences import Differences, differences
 from pipeline.store.index import Index
+from pipeline.store.lineage import commits_table
 from pipeline.store.records import ArrayRow, TrackRow, track_rows
 
 ABOUT = {"command": "test"}
@@ -37,6 +39,12 @@ def array(part: str, fingerprint: str, feature: str = "mfcc") -> ArrayRow:
     return ArrayRow(
         part, feature, fingerprint, "mfcc", f"{feature}@{fingerprint}", 9, 1, "float16", "[2, 3]", "{}", "{}"
     )
+
+
+def failed_files(found: Differences) -> dict[str, tuple[str, str]]:
+    assert list(found.failed_files.columns) == list(found.tracks.columns)
+    assert found.failed_files["old_track_id"].isna().all()
+    return {track: (change, what) for track, change, what, _ in found.failed_files.itertuples(index=False)}
 
 
 def changed(found: Differences) -> dict[str, tuple[str, str]]:
@@ -76,7 +84,7 @@ def test_each_kind_of_change_is_told(tmp_path: Path) -> None:
         "demo/0": ("changed", "content"),
         "demo/1": ("changed", "labels"),
         "demo/10": ("added", ""),
-        "demo/3": ("changed", "status, location"),
+        "demo/3": ("gone", "location"),
         "demo/5": ("changed", "labels, file"),
         "demo/6": ("removed", ""),
     }
@@ -119,14 +127,53 @@ def test_a_moved_track_is_told_with_both_names(tmp_path: Path) -> None:
         "demo/0 -> demo/new 0": ("moved", ""),
         "demo/1 -> other/1": ("moved", "labels, file"),
         "demo/2": ("removed", ""),
-        "demo/8": ("removed", ""),
-        "demo/9": ("added", ""),
         "demo/copy": ("added", ""),
         "demo/new 2": ("added", ""),
     }
+    assert failed_files(found) == {"demo/8": ("removed", ""), "demo/9": ("failed", "")}
     back = changed(differences(store, store.at(1)))
     assert back["other/1 -> demo/1"] == ("moved", "labels, file")
     assert back["demo/new 0 -> demo/0"] == ("moved", "")
+
+
+def test_tracks_and_failed_files_are_told_apart(tmp_path: Path) -> None:
+    index = Index.create(tmp_path / "store", Grid())
+    unread = {"part": None, "row_start": None, "n_chunks": None, "status": "failed", "stage": "open"}
+    first = [row(n) for n in range(4)] + [replace(row(n), **unread) for n in range(4, 9)]
+    second = [
+        replace(first[0], status="gone"),
+        replace(first[1], status="gone"),
+        replace(first[2], status="failed", stage="decode", reason="no"),
+        replace(first[4], status="gone"),
+        replace(first[5], reason="worse"),
+        row(6),  # it decodes now
+        replace(row(9), **unread),
+    ]
+    third = [first[0], replace(first[1], content_hash="new"), first[4]]
+    index.commit(arrays=[array("p", "one")], added=first, provenance=ABOUT)
+    index.commit(updated=second, removed=["demo/7"], provenance=ABOUT)
+    index.commit(updated=third, provenance=ABOUT)
+    store = FeatureStore(tmp_path / "store")
+    found = differences(store.at(1), store.at(2))
+    assert changed(found) == {
+        "demo/0": ("gone", ""),
+        "demo/1": ("gone", ""),
+        "demo/2": ("changed", "status"),
+        "demo/6": ("added", ""),
+    }
+    assert failed_files(found) == {
+        "demo/4": ("gone", ""),
+        "demo/5": ("changed", "status"),
+        "demo/7": ("removed", ""),
+        "demo/9": ("failed", ""),
+    }
+    found = differences(store.at(2), store)
+    assert changed(found) == {"demo/0": ("back", ""), "demo/1": ("back", "content")}
+    assert failed_files(found) == {"demo/4": ("back", "")}
+    found = differences(store.at(0), store.at(1))
+    assert set(changed(found).values()) == {("added", "")}
+    assert set(failed_files(found).values()) == {("failed", "")}
+    assert len(changed(found)) == found.features["after"].item() == 4
 
 
 states = st.dictionaries(
@@ -175,6 +222,23 @@ def test_any_two_states_are_compared_as_dictionaries_are(
     assert changed(differences(*stores)) == expected
 
 
+def test_commits_of_older_versions_and_other_tools_are_told_too() -> None:
+    told = commits_table(
+        [
+            (3, {"timestamp": 3, "operation": "WRITE"}),
+            (2, {"timestamp": 2, "operation": "MERGE", "counts": '{"updated": 3, "removed": 1}'}),
+            (1, {"timestamp": 1, "operation": "MERGE", "counts": '{"marked_gone": 1200}'}),
+            (0, {"timestamp": 0, "operation": "CREATE TABLE"}),
+        ]
+    )
+    assert told["changes"].tolist() == [
+        "upkeep of the index",
+        "3 updated, 1 removed",
+        "1,200 marked gone",
+        "store made",
+    ]
+
+
 def test_forgotten_tracks_are_not_told(tmp_path: Path) -> None:
     from pipeline.store.erasures import Erasure, Span
 
@@ -208,8 +272,10 @@ def test_the_commands(empty_project: Any) -> None:
         "demo/a.wav": ("changed", "labels"),
         "demo/z.wav": ("moved", ""),
         "demo/c.wav": ("changed", "content, file"),
-        "demo/broken.wav": ("added", ""),
     }
+    assert [(file["track_id"], file["change"]) for file in found["failed_files"]] == [
+        ("demo/broken.wav", "failed")
+    ]
     assert [(f["feature"], f["change"], f["before"], f["after"]) for f in found["features"]] == [
         ("logmel", "added", 0, 3)
     ]
@@ -220,7 +286,9 @@ def test_the_commands(empty_project: Any) -> None:
     told = empty_project.run("diff", str(first), str(last)).stdout
     assert "demo/c.wav" in told
     assert "demo/b.wav -> demo/z.wav" in told
-    assert "1  moved" in told
+    sums = [line.split() for line in told.split("\n\n")[1].splitlines()[1:]]
+    assert ["1", "failed", "file", "failed"] in sums
+    assert ["1", "track", "moved"] in sums
     assert "Nothing changed" in empty_project.run("diff", str(last)).stdout
     assert empty_project.run("diff", "99").returncode == 2
 
@@ -267,3 +335,30 @@ def test_without_a_catalog_a_feature_is_what_was_last_extracted(empty_project: A
     assert store.at(first)["logmel"].row_shape == (8, 64)
     Index(empty_project.store_folder)._arrays.optimize.compact()
     assert FeatureStore(empty_project.store_folder)["logmel"].row_shape == (9, 64)
+
+
+def test_every_commit_names_the_catalog(empty_project: Any) -> None:
+    for name in ("a.wav", "b.wav", "c.wav"):
+        empty_project.add_song(name, seconds=1.0)
+    empty_project.extract()
+    (empty_project.folder / "tags.csv").write_text("track_id,mood\ndemo/a.wav,calm\n")
+    (empty_project.music / "c.wav").unlink()
+    empty_project.extract()
+    for command in (
+        ("labels", "add", "tags.csv"),
+        ("prune",),
+        ("forget", "demo/b.wav"),
+        ("compact",),
+        ("gc", "--grace", "0", "--keep", "0"),
+    ):
+        before = empty_project.store.snapshot
+        done = empty_project.run(*command)
+        assert done.returncode == 0, done.stderr
+        assert empty_project.store.snapshot > before
+    digest = hashlib.sha256(empty_project.catalog.read_bytes()).hexdigest()
+    written = Index(empty_project.store_folder)
+    for number in range(1, written.version + 1):
+        assert written.commit_info(number)["catalog"] == digest, written.commit_info(number)
+    # A store by its own name has no catalog.
+    add_labels(empty_project.store_folder, pd.DataFrame({"track_id": ["demo/a.wav"], "mood": ["wild"]}))
+    assert empty_project.store.snapshots["catalog"].iloc[0] is None

@@ -41,6 +41,7 @@ from pipeline.store.garbage import collect_garbage
 from pipeline.store.index import Index, writable_index
 from pipeline.store.records import ArrayRow, track_rows
 from pipeline.store.shard_reader import ShardReader, blank_rows
+from pipeline.store.summary import summary
 from pipeline.store.verification import verify
 
 AUDIO = "audio: {kind: audio}"
@@ -128,18 +129,19 @@ def test_prune_removes_what_is_gone_and_only_that(small: Any) -> None:
     (small.music / "b.wav").unlink()
     small.extract()
     assert small.store.tracks.loc[track("b"), "status"] == "gone"
-    assert small.run_json("prune", "--dry-run") == [track("b")]
+    found = {"tracks": [track("b")], "failed_files": []}
+    assert small.run_json("prune", "--dry-run") == {"dry_run": True, **found}
     assert small.rows() == before
     unknown = small.run("prune", "--collection", "dmeo")
     assert (unknown.returncode, "Did you mean 'demo'?" in unknown.stderr) == (2, True)
-    assert small.run_json("prune", "--collection", "demo") == [track("b")]
+    assert small.run_json("prune", "--collection", "demo") == {"dry_run": False, **found}
     left = {key: rows for key, rows in before.items() if key[0] != track("b")}
     assert small.rows() == left
     past = small.store.at(first)
     assert (
         past["audio"].stored(track("b")).tobytes() == before[track("b"), f"audio@{past['audio'].fingerprint}"]
     )
-    assert small.run_json("prune") == []
+    assert small.run_json("prune") == {"dry_run": False, "tracks": [], "failed_files": []}
     assert "0 tracks removed" in small.run("prune").stdout
     assert verify(small.store_folder).is_sound
 
@@ -170,24 +172,30 @@ def test_a_collection_that_would_lose_everything_must_be_named(small: Any) -> No
     emptied_beside_another(small)
     before, snapshot = small.rows(), small.store.snapshot
     line = failed(small.run("prune"))
-    for words in ("all 4 of demo", "the only one of third", "`--collection demo`", "`--collection third`"):
+    for words in (
+        "all 4 tracks of demo",
+        "the only track of third",
+        "`--collection demo`",
+        "`--collection third`",
+    ):
         assert words in line
     assert "other" not in line
-    with pytest.raises(StoreError, match="all 4 of demo"):
+    with pytest.raises(StoreError, match="all 4 tracks of demo"):
         removal.prune(small.store_folder)
     gone = [*map(track, NAMES), "other/0.wav", "third/0.wav"]
-    dry = small.run("prune", "--dry-run")
-    assert dry.stdout.splitlines() == [*gone, "6 tracks would be removed."]
-    assert failed(dry, code=0) == line
-    assert small.run_json("prune", "--dry-run") == gone
+    for options in ((), ("--json",)):  # a dry run says what the command would do: refuse
+        dry = small.run("prune", "--dry-run", *options)
+        assert (failed(dry), dry.stdout) == (line, "")
+    dry = small.run("prune", "--dry-run", "--collection", "demo")
+    assert dry.stdout.splitlines() == [*gone[:4], "4 tracks would be removed."]
     assert (small.rows(), small.store.snapshot) == (before, snapshot)
-    assert small.run_json("prune", "--collection", "demo") == gone[:4]
-    assert failed(small.run("prune")) == line.replace("all 4 of demo and ", "").replace(
+    assert small.run_json("prune", "--collection", "demo")["tracks"] == gone[:4]
+    assert failed(small.run("prune")) == line.replace("all 4 tracks of demo and ", "").replace(
         "`--collection demo`, `--collection third`, one at a time", "`--collection third`"
     )
-    assert small.run_json("prune", "--collection", "other") == ["other/0.wav"]
-    assert small.run_json("prune", "--collection", "third") == ["third/0.wav"]
-    assert small.run_json("prune") == []
+    assert small.run_json("prune", "--collection", "other")["tracks"] == ["other/0.wav"]
+    assert small.run_json("prune", "--collection", "third")["tracks"] == ["third/0.wav"]
+    assert small.run_json("prune")["tracks"] == []
     assert small.rows() == {key: rows for key, rows in before.items() if key[0] == "other/1.wav"}
 
 
@@ -200,7 +208,7 @@ def test_failures_that_have_gone_are_no_loss(small: Any) -> None:
     for folder in ("music", "other"):
         (small.folder / folder / "x.wav").unlink()
     assert small.extract().emptied == {}
-    assert removal.prune(small.store_folder) == ["demo/x.wav", "other/x.wav"]
+    assert removal.prune(small.store_folder) == removal.Pruned((), ("demo/x.wav", "other/x.wav"))
 
 
 def test_a_failed_track_with_features_is_left_of_its_collection(small: Any) -> None:
@@ -210,7 +218,7 @@ def test_a_failed_track_with_features_is_left_of_its_collection(small: Any) -> N
     (small.music / "a.wav").rename(small.folder / "a.wav")
     (small.music / "a.wav").symlink_to("nowhere")
     assert small.extract().emptied == {}
-    assert removal.prune(small.store_folder) == list(map(track, NAMES[1:]))
+    assert removal.prune(small.store_folder) == removal.Pruned(tuple(map(track, NAMES[1:])), ())
 
 
 # Forget
@@ -472,6 +480,21 @@ def test_forgotten_content_is_left_alone_under_any_name(small: Any) -> None:
     removal.allow(small.store_folder, [track("a")])
     assert small.extract().songs == 1
     assert len(small.store.failures) == 0
+
+
+def test_content_is_known_when_the_tables_that_knew_it_are_gone(small: Any) -> None:
+    earlier = (small.music / "a.wav").read_bytes()
+    replace_song(small, "a", 31)
+    small.extract()
+    collect_garbage(small.store_folder, grace_s=0.0, keep_s=0.0)
+    removal.forget(small.store_folder, [track("a")])
+    (small.music / "b2.wav").write_bytes(earlier)
+    assert small.extract().failures == 1
+    assert small.store.failures["stage"].to_dict() == {track("b2"): "forgotten"}
+    digest = hashlib.sha256(earlier).hexdigest()
+    parts = [path.read_text() for path in small.store_folder.glob("parts/*/zarr.json")]
+    assert parts
+    assert not any(digest in text for text in parts)
 
 
 def test_a_copy_that_stays_can_be_moved_but_is_not_decoded_again(small: Any) -> None:
@@ -1243,3 +1266,11 @@ def test_dry_run_of_gc_says_what_would_go(empty_project: Any) -> None:
     [one] = empty_project.run_json("gc", "--dry-run", "--grace", "0")["unneeded"]
     assert (one["due"], one["removed"]) == (True, False)
     assert (empty_project.store_folder / "parts" / "left").exists()
+
+
+def test_parts_of_a_past_snapshot_are_not_called_unnamed(new_store: Callable[..., FeatureStore]) -> None:
+    store = new_store([[3], [2], [4]])
+    compact(str(store.location))
+    newest = FeatureStore(str(store.location))
+    assert summary(newest)["orphan_parts"] == 3
+    assert summary(newest.at(store.snapshot))["orphan_parts"] == 0

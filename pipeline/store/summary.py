@@ -47,9 +47,16 @@ def features_table(store: FeatureStore) -> pd.DataFrame:
 
 
 def summary(store: FeatureStore) -> dict[str, Any]:
-    """Return what ``mirstore status`` prints, as plain values."""
+    """Return what ``mirstore status`` prints, as plain values.
+
+    `tracks` have features; of some the file is `gone` or has failed since (`failed_since`). `failed_files` have
+    none, and some of them are gone too (`failed_files_gone`). `failed` is how many ``mirstore failures`` lists.
+    """
     rows = store.placed_rows(["status", "truncated", "duration_s"])
-    orphans = unnamed_keys(store.location, Index(store.location).arrays(["part", "array"]))
+    status = store.index_rows(["part", "status"])
+    gone_files = status["part"].isna() & status["status"].eq("gone")
+    newest = Index(store.location).arrays(["part", "array"])
+    orphans = unnamed_keys(store.location, pd.concat([newest, store.arrays[["part", "array"]]]))
     commit = store.index.last_commit()
     return {
         "store": str(store.location),
@@ -57,6 +64,9 @@ def summary(store: FeatureStore) -> dict[str, Any]:
         "hours": float(rows["duration_s"].sum()) / 3600.0,
         "gone": int((rows["status"] == "gone").sum()),
         "truncated": int(rows["truncated"].notna().sum()),
+        "failed_since": int((rows["status"] == "failed").sum()),
+        "failed_files": int(status["part"].isna().sum()),
+        "failed_files_gone": int(gone_files.sum()),
         "failed": len(store.failures),
         "forgotten": len(blocked_hashes(store.location)),
         "parts": int(store.arrays["part"].nunique()),
