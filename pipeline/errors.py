@@ -10,7 +10,7 @@ from features.errors import MirstoreError
 # difflib takes 80 µs a name; of more names than this, those that have most pieces in common are compared.
 _COMPARED = 1000
 _PIECE = 4  # characters
-_NEAR, _NEAR_FILE = 0.75, 0.6  # of the whole name, and of the last piece of a path
+_NEAR, _NEAR_PATH = 0.6, 0.75  # paths are long, and much of them is the same
 _LOOKED_AT = 5
 
 
@@ -113,7 +113,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if len(names) > _COMPARED:
         pieces = [name[start : start + _PIECE] for start in range(0, len(name), _PIECE)]
         names = heapq.nlargest(_COMPARED, names, key=lambda other: sum(piece in other for piece in pieces))
-    close = difflib.get_close_matches(name, names, n=_LOOKED_AT, cutoff=_NEAR)
+    close = difflib.get_close_matches(name, names, n=_LOOKED_AT, cutoff=_NEAR_PATH if "/" in name else _NEAR)
     found = next((other for other in close if _file_is_near(name, other)), None)
     return f" Did you mean {found!r}?" if found is not None else ""
 
@@ -123,4 +123,4 @@ def _file_is_near(name: str, other: str) -> bool:
     if "/" not in name + other:
         return True
     file, other_file = (posixpath.splitext(posixpath.basename(path))[0] for path in (name, other))
-    return difflib.SequenceMatcher(None, file, other_file).ratio() >= _NEAR_FILE
+    return difflib.SequenceMatcher(None, file, other_file).ratio() >= _NEAR

@@ -170,6 +170,7 @@ def test_a_page_is_of_three_formats(three: Any) -> None:
         ("mine/Inevitable.ogg", "mine/sing/Inevitable.ogg", True),
         ("Inevitable.ogg", "mine/Inevitable.ogg", True),
         ("genre", "gnere", True),
+        ("uri", "url", True),
     ],
 )
 def test_only_near_names_are_offered(typed: str, known: str, hint: bool | None) -> None:
