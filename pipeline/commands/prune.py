@@ -10,6 +10,7 @@ from pipeline.commands.output import (
     CatalogOption,
     JsonOption,
     console,
+    counted,
     print_json,
     tracks_and_files,
 )
@@ -40,6 +41,12 @@ def prune(
     out = console()
     for name in (*removed.tracks, *removed.failed_files):
         out.print(name, markup=False)
+    for name, n in removed.unlisted.items():
+        out.print(
+            f"{counted(n, 'track')} of {name}, which the catalog does not have: "
+            f"`mirstore prune --collection {name}` removes them.",
+            markup=False,
+        )
     told = tracks_and_files(len(removed.tracks), len(removed.failed_files))
     out.print(f"{told} {'would be ' if dry_run else ''}removed.")
     if not removed.tracks + removed.failed_files:

@@ -22,10 +22,19 @@ MOST = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What ``mirstore prune`` removed: tracks, and failed files, which have no features; sorted."""
+    """What ``mirstore prune`` removed.
+
+    Parameters
+    ----------
+    tracks, failed_files
+        Identifiers, sorted; failed files have no features.
+    unlisted
+        Number of tracks that stay by collection, of collections that the catalog does not have.
+    """
 
     tracks: tuple[str, ...]
     failed_files: tuple[str, ...]
+    unlisted: dict[str, int]
 
 
 def prune(place: Place, *, collection: str | None = None, dry_run: bool = False) -> Pruned:
@@ -74,7 +83,11 @@ def prune(place: Place, *, collection: str | None = None, dry_run: bool = False)
                 provenance=provenance(command_line("prune")),
                 counts={"removed": len(tracks), "failed_files_removed": len(failed)},
             )
-    return Pruned(tracks, failed)
+        left = rows[
+            placed & ~gone & ~rows["collection"].isin(catalog.collections if catalog else rows["collection"])
+        ]
+        unlisted = left["collection"].value_counts().sort_index()
+    return Pruned(tracks, failed, {str(name): int(n) for name, n in unlisted.items()})
 
 
 def _refusal(rows: pd.DataFrame) -> str:

@@ -129,7 +129,7 @@ def test_prune_removes_what_is_gone_and_only_that(small: Any) -> None:
     (small.music / "b.wav").unlink()
     small.extract()
     assert small.store.tracks.loc[track("b"), "status"] == "gone"
-    found = {"tracks": [track("b")], "failed_files": []}
+    found = {"tracks": [track("b")], "failed_files": [], "unlisted": {}}
     assert small.run_json("prune", "--dry-run") == {"dry_run": True, **found}
     assert small.rows() == before
     unknown = small.run("prune", "--collection", "dmeo")
@@ -141,7 +141,7 @@ def test_prune_removes_what_is_gone_and_only_that(small: Any) -> None:
     assert (
         past["audio"].stored(track("b")).tobytes() == before[track("b"), f"audio@{past['audio'].fingerprint}"]
     )
-    assert small.run_json("prune") == {"dry_run": False, "tracks": [], "failed_files": []}
+    assert small.run_json("prune") == {"dry_run": False, "tracks": [], "failed_files": [], "unlisted": {}}
     assert "0 tracks removed" in small.run("prune").stdout
     assert verify(small.store_folder).is_sound
 
@@ -164,7 +164,8 @@ def test_prune_of_a_collection_that_the_catalog_has_no_more(small: Any) -> None:
         small.catalog.read_text().replace("demo: {path: ./music}", "other: {path: ./none}")
     )
     (small.folder / "none").mkdir()
-    assert small.run_json("prune")["tracks"] == []
+    assert small.run_json("prune")["unlisted"] == {"demo": 4}
+    assert "4 tracks of demo, which the catalog does not have" in small.run("prune").stdout
     assert small.run_json("prune", "--collection", "demo")["tracks"] == [track(name) for name in NAMES]
     assert len(small.store.tracks) == 0
 
