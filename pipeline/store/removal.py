@@ -83,11 +83,10 @@ def prune(place: Place, *, collection: str | None = None, dry_run: bool = False)
                 provenance=provenance(command_line("prune")),
                 counts={"removed": len(tracks), "failed_files_removed": len(failed)},
             )
-        left = rows[
-            placed & ~gone & ~rows["collection"].isin(catalog.collections if catalog else rows["collection"])
-        ]
-        unlisted = left["collection"].value_counts().sort_index()
-    return Pruned(tracks, failed, {str(name): int(n) for name, n in unlisted.items()})
+    stay = rows.loc[placed & ~gone, "collection"].value_counts().sort_index()
+    listed = stay.index if catalog is None else list(catalog.collections)
+    unlisted = {str(name): int(n) for name, n in stay[~stay.index.isin(listed)].items()}
+    return Pruned(tracks, failed, unlisted)
 
 
 def _refusal(rows: pd.DataFrame) -> str:
