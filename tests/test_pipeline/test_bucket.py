@@ -174,7 +174,7 @@ def test_a_lease_is_renewed_and_its_loss_stops_commits(url: str, monkeypatch: py
     monkeypatch.setattr(pipeline.store.lease, "LEASE_S", 40.0)
     monkeypatch.setattr(pipeline.store.lease, "RENEWALS_A_LEASE", 1000)
     bucket = Bucket(url)
-    index = Index.create(url, FeatureStoreGrid())
+    index = Index.create(url, small_grid())
     with bucket.lock("one") as lock:
         index.lock = lock
         first = holder(bucket)["renewals"]
@@ -212,7 +212,7 @@ def test_of_many_at_once_one_gets_the_lock(url: str) -> None:
     assert bucket.names("") == []
 
 
-def FeatureStoreGrid() -> Any:  # noqa: N802
+def small_grid() -> Any:
     from features.framing import Grid
 
     return Grid(frames_per_chunk=64, min_tail_s=0.5)

@@ -1,7 +1,11 @@
 """A store's whole life at random: whatever is done to it, in whatever order, and wherever it is cut short.
 
 A model of plain dicts says what must be visible after each step, now and in every snapshot; what a track's
-rows are is computed beside the store. For a long search: ``MIRSTORE_LIFE_EXAMPLES=500 pytest <this file>``.
+rows are is computed beside the store. Jobs run one after the other in this process, so that they can be cut
+anywhere and every run is the same; real workers do each store's last extraction.
+
+For a long search that also makes what it finds short:
+``MIRSTORE_LIFE_EXAMPLES=500 pytest --hypothesis-profile=search <this file>``.
 """
 
 import contextlib
@@ -9,12 +13,17 @@ import hashlib
 import itertools
 import json
 import os
+import random
 import shutil
+import sys
 import tempfile
-from collections import defaultdict
+import time
+import uuid
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 from unittest import mock
 
@@ -22,42 +31,66 @@ import numpy as np
 import pytest
 import soundfile as sf
 from deltalake import DeltaTable
-from deltalake.table import TableMerger
-from hypothesis import HealthCheck, settings
+from deltalake.table import TableMerger, TableOptimizer
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
-    precondition,
     rule,
     run_state_machine_as_test,
 )
 
+import pipeline.cluster
+import pipeline.run
+import pipeline.store.compaction as compaction_module
 import pipeline.store.erasures as erasures_module
+import pipeline.store.folder as folder_module
 import pipeline.store.index as index_module
+import pipeline.store.parts as parts_module
+import pipeline.workers
 from features.framing import chunks
 from pipeline import FeatureStore, extract
-from pipeline.catalog import load_catalog
+from pipeline.catalog import Catalog, load_catalog
 from pipeline.computation import FeatureChain
 from pipeline.decoding import decode
 from pipeline.errors import StoreDamagedError, StoreError, UnknownNameError
+from pipeline.jobs import run
 from pipeline.store import removal
 from pipeline.store.compaction import compact
 from pipeline.store.erasures import blocked_contents, blocked_hashes, erasures, name_hash
 from pipeline.store.folder import Folder
-from pipeline.store.format_file import read_format
 from pipeline.store.garbage import collect_garbage
-from pipeline.store.index import writable_index
+from pipeline.store.index import Index, writable_index
 from pipeline.store.records import track_rows
 from pipeline.store.shard_reader import ShardReader
 from pipeline.store.verification import verify
 
-EXAMPLES = int(os.environ.get("MIRSTORE_LIFE_EXAMPLES", "4"))
-STEPS = 20
+USUAL_EXAMPLES = 16
+EXAMPLES = int(os.environ.get("MIRSTORE_LIFE_EXAMPLES", str(USUAL_EXAMPLES)))
+STEPS = 24
+# What a usual run does at least, in all; in fact it does several times that.
+COMMANDS = ("extract", "prune", "forget", "compact", "gc", "drop", "label")
+EVERYTHING = (
+    *COMMANDS,
+    *("add", "change", "move", "remove", "change_features", "allow", "forget_unknown"),
+    *("open_reader", "travel", "past read", "past refused"),
+)
+# Drawn from as they stand.
+ACTIONS = (
+    *("change_and_extract",) * 7,
+    *("compact", "gc", "prune", "allow") * 4,
+    *("forget", "label", "drop") * 3,
+    *("change_features", "open_reader", "travel") * 2,
+    *("change", "extract_again", "forget_unknown"),
+)
+LEAST_RUNS, LEAST_CUTS, LEAST_CUTS_IN_ALL = 3, 2, 50
+SMALL_ROWS = 3  # of a part, for compaction; songs have up to three
 NAMES = ("a.wav", "b.wav", "c.wav", "sub/d.wav", "e.wav")
 SECONDS = (0.1, 1.0, 1.7, 3.0)  # a content's number gives length and seed; chunks are 1.37 s
 GARBAGE = None
+CONTENTS = st.sampled_from([*range(8), GARBAGE])
 WEEK_S = 7 * 86_400.0
 AUDIO, FLOATS = "audio: {kind: audio, dtype: int16}", "audio: {kind: audio, dtype: float32}"
 LOGMEL = "logmel: {kind: log_mel, from: audio, n_mels: 8}"
@@ -84,63 +117,116 @@ class Cut(BaseException):
     """The process ends here."""
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a command is cut: at which kind of its steps, at which of these, and before, halfway or after."""
+
+    kind: int
+    turn: int
+    phase: int
+
+    def among(self, steps: list[str]) -> tuple[int, int]:
+        """Number and phase of the step, of those that a command takes."""
+        kinds = sorted(set(steps))
+        kind = kinds[self.kind % len(kinds)]
+        turns = [number for number, step in enumerate(steps) if step == kind]
+        return turns[self.turn % len(turns)], self.phase
+
+
+PLACES = st.builds(Place, st.integers(0, 11), st.integers(0, 11), st.integers(0, 2))
+CUT_OR_NOT = st.none() | PLACES
+
+
+def half_deleted(folder: Folder, prefix: str) -> None:
+    files = sorted(path for path in (folder.path / prefix).rglob("*") if path.is_file())
+    for path in files[::2]:
+        path.unlink()
+
+
+def half_written(folder: Folder, key: str, content: bytes) -> None:
+    path = folder.path / key
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_name(f".{path.name}.{os.getpid()}").write_bytes(content[: len(content) // 2])
+
+
+def half_appended(file: Any, content: bytes) -> None:
+    file._file.write(content[: len(content) // 2])
+
+
 @contextlib.contextmanager
-def cut(at: int | None) -> Iterator[None]:
-    """End whatever runs in the block at its n-th step that changes the store: before, after or halfway.
+def watched(end: tuple[int, int] | None = None) -> Iterator[list[str]]:
+    """Note the steps that change the store, by kind; end whatever runs in the block at one of them.
 
     Nothing after it happens, as nothing does after a kill: no cleaning up either.
     """
-    if at is None:
-        yield
-        return
-    number, phase = divmod(at, 3)
-    steps = itertools.count()
-    dead = False
+    number, phase = end or (-1, 0)
+    steps: list[str] = []
+    opened = contextlib.ExitStack()
+    inside = dead = False
 
-    def wrapped(genuine: Callable[..., Any], halfway: Callable[..., Any] | None = None) -> Any:
+    def wrapped(kind: str, genuine: Callable[..., Any], halfway: Callable[..., Any] | None) -> Any:
         def step(*arguments: Any, **options: Any) -> Any:
-            nonlocal dead
+            nonlocal inside, dead
             if dead:
                 raise Cut
-            if options.get("dry_run"):
+            if inside or options.get("dry_run"):
                 return genuine(*arguments, **options)
-            mine = next(steps) == number
-            dead = dead or mine
+            place = arguments[1].split("/")[0] if isinstance(arguments[0], Folder) else ""
+            steps.append(f"{kind} {place}")
+            mine = len(steps) - 1 == number
+            dead = mine
             if mine and phase == 0:
                 raise Cut
             if mine and phase == 1 and halfway is not None:
                 halfway(*arguments)
                 raise Cut
-            done = genuine(*arguments, **options)
+            inside, dead = True, False
+            try:
+                done = genuine(*arguments, **options)
+            finally:
+                inside, dead = False, mine
+            if kind == "writer":
+                opened.callback(done.abandon)  # as its process would at its end
             if mine:
                 raise Cut
             return done
 
         return step
 
-    def half_deleted(folder: Folder, prefix: str) -> None:
-        files = sorted(path for path in (folder.path / prefix).rglob("*") if path.is_file())
-        for path in files[::2]:
-            path.unlink()
-
-    def half_written(folder: Folder, key: str, content: bytes) -> None:
-        path = folder.path / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_name(f".{path.name}.{os.getpid()}").write_bytes(content[: len(content) // 2])
-
-    with contextlib.ExitStack() as stack:
+    with opened, contextlib.ExitStack() as stack:
         for owner, name, halfway in (
             (Folder, "write", half_written),
             (Folder, "writer", None),
             (Folder, "delete", half_deleted),
             (Folder, "sync", None),
+            (folder_module._FileWriter, "write", half_appended),
+            (folder_module._FileWriter, "close", None),
             (index_module, "write_deltalake", None),
             (DeltaTable, "restore", None),
             (DeltaTable, "delete", None),
             (DeltaTable, "vacuum", None),
             (TableMerger, "execute", None),
+            (TableOptimizer, "compact", None),
         ):
-            stack.enter_context(mock.patch.object(owner, name, wrapped(getattr(owner, name), halfway)))
+            stack.enter_context(mock.patch.object(owner, name, wrapped(name, getattr(owner, name), halfway)))
+        yield steps
+
+
+@contextlib.contextmanager
+def jobs_done_here() -> Iterator[None]:
+    """Have an extraction run its jobs in this process, in their order, and commit after each."""
+
+    def finished_jobs(_client: None, jobs: Iterable[Any], **_: Any) -> Iterator[list[Any]]:
+        for job in jobs:
+            yield [run(job)]
+
+    workers = SimpleNamespace(gather=lambda: None, usable=("one", "two"))
+    with (
+        mock.patch.object(pipeline.cluster, "connected", return_value=contextlib.nullcontext()),
+        mock.patch.object(pipeline.cluster, "finished_jobs", finished_jobs),
+        mock.patch.object(pipeline.workers, "Workers", return_value=workers),
+        mock.patch.object(pipeline.run, "SECONDS_BETWEEN", 0.0),
+    ):
         yield
 
 
@@ -157,12 +243,12 @@ def write_content(path: Path, content: int | None) -> None:
     sf.write(path, noise, 12_000, subtype="PCM_16")
 
 
-def reference(folder: Path, content: int, catalog: Path) -> dict[str, bytes]:
+def reference(folder: Path, content: int, catalog: Catalog) -> dict[str, bytes]:
     """Bytes of every feature of a content by version, computed without a store."""
     path = folder / "reference.wav"
     write_content(path, content)
     samples, _ = decode(path)
-    features = tuple(load_catalog(catalog).resolved_features().values())
+    features = tuple(catalog.resolved_features().values())
     names = {feature.name: f"{feature.name}@{feature.fingerprint}" for feature in features}
     rows: dict[str, list[bytes]] = defaultdict(list)
     chain = FeatureChain(features, lambda name, row: rows[names[name]].append(row.tobytes()))
@@ -190,11 +276,17 @@ class StoreLife(RuleBasedStateMachine):
     """One store; see the module."""
 
     scheduler = ""
+    # What was done in all examples.
+    ran: ClassVar[Counter[str]] = Counter()
+    cuts: ClassVar[Counter[str]] = Counter()
+    # Names of parts and erasures, which come in their order, are the same in every run.
+    names: ClassVar[random.Random] = random.Random()
     references: ClassVar[dict[tuple[int, str], str]] = {}
     needles: ClassVar[dict[tuple[int, str], set[bytes]]] = defaultdict(set)
 
     def __init__(self) -> None:
         super().__init__()
+        self.names.seed(0)
         self.folder = Path(tempfile.mkdtemp(prefix="life"))
         self.store_folder = self.folder / "store"
         self.files: dict[str, int | None] = {}
@@ -210,19 +302,63 @@ class StoreLife(RuleBasedStateMachine):
         self.forgotten: list[tuple[str, int]] = []
         self.owners: dict[int, set[str]] = defaultdict(set)
         self.reader: tuple[FeatureStore, View] | None = None
+        self.catalogs: dict[int, Catalog] = {}
+        self.changed = self.doubtful = False
         (self.folder / "music").mkdir()
         self.choose_features(0)
 
     def teardown(self) -> None:
-        shutil.rmtree(self.folder)
+        try:
+            if sys.exc_info()[0] is None:
+                self.end()
+        finally:
+            shutil.rmtree(self.folder)
+
+    def end(self) -> None:
+        """Real workers do the rest, and what is kept of the past is as it was."""
+        self.learn_references()
+        candidates = list(self.predicted())
+        extract(self.catalog, scheduler=self.scheduler)
+        self.settle(candidates)
+        for number in self.readable()[:-1:6]:
+            self.check_past(number)
+
+    def done(self, name: str, command: Callable[[], Any], at: Place | None) -> bool:
+        """Run a command, and say whether it came to its end: a cut is at a step that it was seen to take."""
+        self.changed = True
+        if at is None:
+            command()
+            return True
+        before = self.folder / "before"
+        if there := self.store_folder.exists():
+            shutil.copytree(self.store_folder, before)
+        with watched() as steps:
+            command()
+        if not steps:
+            shutil.rmtree(before, ignore_errors=True)
+            return True
+        shutil.rmtree(self.store_folder)
+        if there:
+            before.rename(self.store_folder)
+        try:
+            with watched(at.among(steps)):
+                command()
+        except Cut:
+            self.cuts[name] += 1
+            return False
+        return True
 
     # The world
 
     def choose_features(self, number: int) -> None:
-        text = CATALOG.format(features="\n".join(f"  {feature}" for feature in FEATURES[number]))
-        self.catalog = self.folder / f"catalog{number}.yaml"
-        self.catalog.write_text(text)
-        features = load_catalog(self.catalog).resolved_features().values()
+        path = self.folder / f"catalog{number}.yaml"
+        if not path.exists():
+            path.write_text(
+                CATALOG.format(features="\n".join(f"  {feature}" for feature in FEATURES[number]))
+            )
+            self.catalogs[number] = load_catalog(path)
+        self.catalog = self.catalogs[number]
+        features = self.catalog.resolved_features().values()
         self.wanted = {feature.name: f"{feature.name}@{feature.fingerprint}" for feature in features}
 
     def references_of(self, content: int) -> dict[str, str]:
@@ -236,14 +372,16 @@ class StoreLife(RuleBasedStateMachine):
     @initialize(
         contents=st.lists(st.integers(0, 7), min_size=3, max_size=5),
         features=st.integers(0, len(FEATURES) - 1),
+        at=CUT_OR_NOT,
     )
-    def begin(self, contents: list[int], features: int) -> None:
+    def begin(self, contents: list[int], features: int, at: Place | None) -> None:
         self.choose_features(features)
         for name, content in zip(NAMES, contents, strict=False):
             self.write(name, content)
+        if at is not None:
+            self.extract(at)
         self.extract(None)
 
-    @rule(name=st.sampled_from(NAMES), content=st.integers(0, 7) | st.just(GARBAGE))
     def write(self, name: str, content: int | None) -> None:
         path = self.folder / "music" / name
         write_content(path, content)
@@ -251,22 +389,48 @@ class StoreLife(RuleBasedStateMachine):
             self.contents[hashlib.sha256(path.read_bytes()).hexdigest()] = content
         self.files[f"demo/{name}"] = content
 
-    @rule(name=st.sampled_from(NAMES))
-    def remove(self, name: str) -> None:
-        (self.folder / "music" / name).unlink(missing_ok=True)
-        self.files.pop(f"demo/{name}", None)
+    def change_files(self, data: st.DataObject) -> None:
+        """One to three random changes."""
+        for _ in range(data.draw(st.integers(1, 3))):
+            present = [name for name in NAMES if f"demo/{name}" in self.files]
+            absent = [name for name in NAMES if name not in present]
+            kinds = ["change", "move", "remove"] if present else []
+            kind = data.draw(st.sampled_from([*kinds, "add"] if absent else kinds))
+            name = data.draw(st.sampled_from(absent if kind == "add" else present))
+            self.ran[kind] += 1
+            path = self.folder / "music" / name
+            if kind in ("add", "change"):
+                self.write(name, data.draw(CONTENTS))
+            elif kind == "remove":
+                path.unlink()
+                del self.files[f"demo/{name}"]
+            else:
+                to = data.draw(st.sampled_from([other for other in NAMES if other != name]))
+                target = self.folder / "music" / to
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path.rename(target)
+                self.files[f"demo/{to}"] = self.files.pop(f"demo/{name}")
 
-    @rule(name=st.sampled_from(NAMES), to=st.sampled_from(NAMES))
-    def move(self, name: str, to: str) -> None:
-        path, target = self.folder / "music" / name, self.folder / "music" / to
-        if path.exists() and name != to:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            path.rename(target)
-            self.files[f"demo/{to}"] = self.files.pop(f"demo/{name}")
+    @rule(data=st.data())
+    def act(self, data: st.DataObject) -> None:
+        """Do one of what can be done; rules of their own would be left out of most examples."""
+        possible = {
+            "forget": bool(self.state or self.pruned()),
+            "allow": bool(self.blocked),
+            "prune": any(known.status == "gone" for known in self.state.values()),
+            "drop": bool(self.droppable()),
+            "label": any(known.content is not GARBAGE for known in self.state.values()),
+        }
+        names = [name for name in ACTIONS if possible.get(name, True)]
+        name = data.draw(st.sampled_from(names), label="action")
+        getattr(self, name)(data)
 
-    @rule(number=st.integers(0, len(FEATURES) - 1))
-    def change_features(self, number: int) -> None:
-        self.choose_features(number)
+    def change(self, data: st.DataObject) -> None:
+        self.change_files(data)
+
+    def change_features(self, data: st.DataObject) -> None:
+        self.ran["change_features"] += 1
+        self.choose_features(data.draw(st.integers(0, len(FEATURES) - 1)))
 
     # What is visible
 
@@ -331,8 +495,9 @@ class StoreLife(RuleBasedStateMachine):
     def remember(self, store: FeatureStore, view: View) -> None:
         newest = store.snapshot
         self.oldest = store.index.format.oldest_snapshot
-        for number in range(max([self.oldest, *self.past]), newest):
-            self.past.setdefault(number, self.view(store.at(number)))
+        between = max([self.oldest - 1, *self.past]) + 1
+        if between < newest:
+            self.past[between] = self.view(store.at(between))
         self.past[newest] = view
         self.learn_needles(store, view)
 
@@ -407,7 +572,20 @@ class StoreLife(RuleBasedStateMachine):
     def has_audio(self, known: Known) -> bool:
         return self.wanted["audio"] in known.versions
 
-    def extract(self, at: int | None) -> bool:
+    def extract(self, at: Place | None) -> bool:
+        self.learn_references()
+        candidates = list(self.predicted())
+        before = self.state
+        self.ran["extract"] += 1
+        with jobs_done_here():
+            if not self.done("extract", lambda: extract(self.catalog), at):
+                self.take_what_is_there(candidates)
+                return False
+        self.settle(candidates)
+        self.join_moved(before)
+        return True
+
+    def learn_references(self) -> None:
         for name, content in self.files.items():
             if content is not GARBAGE and name not in self.blocked:
                 self.references_of(content)
@@ -415,17 +593,6 @@ class StoreLife(RuleBasedStateMachine):
         for known in self.state.values():
             if known.content is not GARBAGE:
                 self.references_of(known.content)
-        try:
-            with cut(at):
-                extract(self.catalog, scheduler=self.scheduler)
-        except Cut:
-            self.drain()
-            return False
-        candidates = list(self.predicted())
-        before = self.state
-        self.settle(candidates)
-        self.join_moved(before)
-        return True
 
     def join_moved(self, before: State) -> None:
         """Join names between which rows may have moved: then forgetting one may take the other's past."""
@@ -435,24 +602,19 @@ class StoreLife(RuleBasedStateMachine):
                 for name in both:
                     self.joined[name] = both
 
-    def drain(self) -> None:
-        """Wait for jobs of a run that was cut: they write until they end."""
-        from distributed import Client
+    def extract_again(self, data: st.DataObject) -> None:
+        at = data.draw(CUT_OR_NOT)
+        self.extract(at)
 
-        with Client(self.scheduler) as client:
-            workers = list(client.scheduler_info(n_workers=-1)["workers"])
-            client.gather([client.submit(int, 0, workers=[worker], pure=False) for worker in workers])
+    def change_and_extract(self, data: st.DataObject) -> None:
+        at = data.draw(CUT_OR_NOT)
+        self.change_files(data)
+        self.extract(at)
 
-    @rule()
-    def extract_all(self) -> None:
-        self.extract(None)
-
-    @rule(at=st.integers(0, 45))
-    def extract_cut(self, at: int) -> None:
+    def take_what_is_there(self, wanted: list[State]) -> None:
         """Each track is as it was or as it is to be, and the next run does the rest."""
-        before, wanted = self.state, list(self.predicted())
-        if self.extract(at):
-            return
+        before = self.state
+        self.doubtful = True
         if not (self.store_folder / "mirstore.json").exists():
             return
         store = FeatureStore(self.store_folder)
@@ -498,28 +660,27 @@ class StoreLife(RuleBasedStateMachine):
 
     # Upkeep
 
-    def upkeep(self, at: int | None, command: Callable[[], Any], *after: State) -> bool:
+    def upkeep(self, name: str, at: Place | None, command: Callable[[], Any], *after: State) -> bool:
         """Run a command that may be cut; what is visible is what was, or what is to be."""
-        try:
-            with cut(at):
-                command()
-        except Cut:
+        self.ran[name] += 1
+        self.doubtful = True
+        if not self.done(name, command, at):
             self.settle([self.state, *after])
             return False
         self.settle(after or [self.state])
         return True
 
-    @rule(at=st.none() | st.integers(0, 8))
-    def prune(self, at: int | None) -> None:
+    def prune(self, data: st.DataObject) -> None:
+        at = data.draw(CUT_OR_NOT)
         left = {name: known for name, known in self.state.items() if known.status != "gone"}
         placed = [known.status for known in self.state.values() if known.content is not GARBAGE]
-        name = None
+        collection = None
         if placed.count("gone") > len(placed) / 2:  # a collection that would lose most must be named
-            name = "demo"
+            collection = "demo"
             with pytest.raises(StoreError, match="until such a collection is named"):
                 removal.prune(self.store_folder)
             self.settle([self.state])
-        self.upkeep(at, lambda: removal.prune(self.store_folder, collection=name), left)
+        self.upkeep("prune", at, lambda: removal.prune(self.store_folder, collection=collection), left)
 
     def pruned(self) -> set[str]:
         """Tracks that only the past has, under no other name either."""
@@ -531,14 +692,13 @@ class StoreLife(RuleBasedStateMachine):
         }
         return {name for name in names if not self.joined.get(name, {name}) & set(self.state)}
 
-    @precondition(lambda self: self.state or self.pruned())
-    @rule(data=st.data(), at=st.none() | st.integers(0, 60))
-    def forget(self, data: st.DataObject, at: int | None) -> None:
+    def forget(self, data: st.DataObject) -> None:
+        at = data.draw(CUT_OR_NOT)
         name = data.draw(st.sampled_from(sorted({*self.state, *self.pruned()})))
         before = self.state
         left = {other: known for other, known in self.state.items() if other != name}
         store = FeatureStore(self.store_folder)
-        if not self.upkeep(at, lambda: removal.forget(self.store_folder, [name]), left):
+        if not self.upkeep("forget", at, lambda: removal.forget(self.store_folder, [name]), left):
             # Once it is written down it happens, if not now then at the next command.
             with writable_index(self.store_folder, "test"):
                 pass
@@ -552,9 +712,9 @@ class StoreLife(RuleBasedStateMachine):
             self.forgotten.append((name, store.snapshot))
             self.check_erased()
 
-    @precondition(lambda self: self.blocked)
-    @rule(data=st.data())
     def allow(self, data: st.DataObject) -> None:
+        self.ran["allow"] += 1
+        self.changed = True
         name = data.draw(st.sampled_from(sorted(self.blocked)))
         own = self.contents_under(name)
         removal.allow(self.store_folder, [name])
@@ -581,35 +741,54 @@ class StoreLife(RuleBasedStateMachine):
         }
         return {self.contents[content] for content in found & set(self.contents)}
 
-    @rule()
-    def forget_unknown(self) -> None:
+    def forget_unknown(self, _: st.DataObject) -> None:
+        self.ran["forget_unknown"] += 1
+        self.changed = True
         with pytest.raises(UnknownNameError, match="Nothing was forgotten"):
             removal.forget(self.store_folder, [*self.state, "demo/never.wav"])
         self.settle([self.state])
 
-    @rule(at=st.none() | st.integers(0, 90))
-    def compact(self, at: int | None) -> None:
-        if self.upkeep(at, lambda: compact(self.store_folder)):
-            again = compact(self.store_folder)
+    def compact(self, data: st.DataObject) -> None:
+        at = data.draw(CUT_OR_NOT)
+
+        def command() -> compaction_module.CompactReport:
+            return compact(self.store_folder, small_rows=SMALL_ROWS)
+
+        if self.upkeep("compact", at, command):
+            again = command()
             assert (again.rewritten, again.emptied, again.damage) == (0, 0, ())
 
-    @rule(
-        keep_s=st.sampled_from([0.0, 0.2, WEEK_S]),
-        grace_s=st.sampled_from([0.0, 0.0, 3600.0]),
-        at=st.none() | st.integers(0, 40),
-    )
-    def gc(self, keep_s: float, grace_s: float, at: int | None) -> None:
-        before = read_format(Folder(self.store_folder)).oldest_snapshot
-        done = self.upkeep(
-            at, lambda: collect_garbage(self.store_folder, grace_s=grace_s, keep_s=keep_s), self.state
-        )
-        assert before <= self.oldest <= max(self.past)
-        if keep_s == WEEK_S:
-            assert self.oldest == before
+    def gc(self, data: st.DataObject) -> None:
+        keep = data.draw(st.sampled_from(["all", "none", "some", "some"]))
+        turn = data.draw(st.integers(0, 11))
+        grace_s = data.draw(st.sampled_from([0.0, 0.0, 3600.0]))
+        at = data.draw(CUT_OR_NOT)
+        moments_s = {
+            number: float(about["timestamp"]) / 1e3 + 0.0005
+            for number, about in Index(self.store_folder).commits()
+        }
+        before = min(moments_s)
+        numbers = sorted(moments_s)
+        # The newest at the end of this one's millisecond.
+        moment_s = moments_s[numbers[turn % len(numbers)]]
+        wanted = max(number for number in numbers if moments_s[number] <= moment_s)
+        keep_s = 0.0 if keep == "none" else WEEK_S
+        clock = SimpleNamespace(time=lambda: moment_s + WEEK_S) if keep == "some" else time
+
+        def command() -> None:
+            with mock.patch.object(index_module, "time", clock):
+                collect_garbage(self.store_folder, grace_s=grace_s, keep_s=keep_s)
+
+        done = self.upkeep("gc", at, command, self.state)
+        assert before <= self.oldest <= {"all": before, "none": max(self.past), "some": wanted}[keep]
+        self.check_some_past(turn)
         if done and grace_s == 0.0:
             store = FeatureStore(self.store_folder)
             named = set()
-            for number in range(self.oldest, store.snapshot + 1):
+            # One snapshot of each version of the arrays.
+            for number in {
+                about.get("arrays_version"): number for number, about in store.index.commits()
+            }.values():
                 arrays = store.at(number).arrays
                 named |= set(zip(arrays["part"], arrays["array"], strict=True))
             parts = self.store_folder / "parts"
@@ -618,29 +797,30 @@ class StoreLife(RuleBasedStateMachine):
             drafts = [path for path in self.store_folder.rglob(".*") if path.name != ".lock"]
             assert drafts == []
 
-    @rule(data=st.data(), at=st.none() | st.integers(0, 8))
-    def drop(self, data: st.DataObject, at: int | None) -> None:
-        versions = sorted({version for known in self.state.values() for version in known.versions})
-        if not versions:
-            return
-        version = data.draw(st.sampled_from(versions))
+    def droppable(self) -> list[str]:
+        """Versions that are not all that a track has."""
+        had = [known.versions for known in self.state.values() if known.content is not GARBAGE]
+        return sorted(version for version in frozenset().union(*had) if {version} not in had)
+
+    def drop(self, data: st.DataObject) -> None:
+        at = data.draw(CUT_OR_NOT)
+        version = data.draw(st.sampled_from(self.droppable()))
         after = {
             name: replace(known, versions=known.versions - {version}) for name, known in self.state.items()
         }
-        if any(known.content is not GARBAGE and not known.versions for known in after.values()):
-            return
         fingerprint = version.partition("@")[2]
         if version in self.wanted.values():
             with pytest.raises(StoreError, match="--force"):
                 removal.drop(self.store_folder, version, wanted=[fingerprint])
             self.settle([self.state])
-        self.upkeep(
-            at, lambda: removal.drop(self.store_folder, version, wanted=[fingerprint], force=True), after
-        )
 
-    @precondition(lambda self: any(known.content is not GARBAGE for known in self.state.values()))
-    @rule(data=st.data(), mood=st.sampled_from(["calm", "wild"]), at=st.none() | st.integers(0, 4))
-    def label(self, data: st.DataObject, mood: str, at: int | None) -> None:
+        def command() -> None:
+            removal.drop(self.store_folder, version, wanted=[fingerprint], force=True)
+
+        self.upkeep("drop", at, command, after)
+
+    def label(self, data: st.DataObject) -> None:
+        mood, at = data.draw(st.sampled_from(["calm", "wild"])), data.draw(CUT_OR_NOT)
         stored = sorted(name for name, known in self.state.items() if known.content is not GARBAGE)
         name = data.draw(st.sampled_from(stored))
         text = json.dumps({"mood": mood})
@@ -651,17 +831,26 @@ class StoreLife(RuleBasedStateMachine):
                 [row] = track_rows(rows[rows["track_id"] == name])
                 index.commit(updated=[replace(row, added_labels=text)], provenance={"command": "test"})
 
-        self.upkeep(at, add, {**self.state, name: replace(self.state[name], label=text)})
+        self.upkeep("label", at, add, {**self.state, name: replace(self.state[name], label=text)})
 
     # What holds at all times
 
-    @rule()
-    def open_reader(self) -> None:
+    def open_reader(self, _: st.DataObject) -> None:
+        self.ran["open_reader"] += 1
         store = FeatureStore(self.store_folder)
         self.reader = store, self.view(store)
 
     @invariant()
-    def reader_is_not_disturbed(self) -> None:
+    def all_is_well(self) -> None:
+        if self.changed:
+            self.check_reader()
+        if self.doubtful and (self.store_folder / "mirstore.json").exists():
+            report = verify(self.store_folder)
+            assert report.is_sound, report.problems.to_dict(orient="records")
+        self.changed = self.doubtful = False
+
+    def check_reader(self) -> None:
+        """What was opened long ago is read as it was then."""
         if self.reader is None:
             return
         store, seen = self.reader
@@ -686,14 +875,24 @@ class StoreLife(RuleBasedStateMachine):
             snapshot <= until and name in self.joined.get(other, {other}) for other, until in self.forgotten
         )
 
-    @precondition(lambda self: self.past)
-    @rule(data=st.data())
+    def readable(self) -> list[int]:
+        return [number for number in sorted(self.past) if number >= self.oldest]
+
     def travel(self, data: st.DataObject) -> None:
-        numbers = sorted(self.past)
-        for number in data.draw(st.lists(st.sampled_from(numbers), min_size=1, max_size=4, unique=True)):
+        turns = data.draw(st.lists(st.integers(0, 23), min_size=1, max_size=3, unique=True))
+        self.ran["travel"] += 1
+        for turn in turns:
+            self.check_some_past(turn)
+
+    def check_some_past(self, turn: int) -> None:
+        """Check one of the snapshots that can be read, and of those that cannot the newest."""
+        numbers = self.readable()
+        self.check_past(numbers[turn % len(numbers)])
+        for number in [number for number in sorted(self.past) if number < self.oldest][-1:]:
             self.check_past(number)
 
     def check_past(self, number: int) -> None:
+        self.ran["past read" if number >= self.oldest else "past refused"] += 1
         store = FeatureStore(self.store_folder)
         if number < self.oldest:
             with pytest.raises(StoreError, match="can no longer be read"):
@@ -718,19 +917,22 @@ class StoreLife(RuleBasedStateMachine):
                 for piece in pieces if known == content else ():
                     assert not any(piece in file for file in stored), f"{version} of {names} is still there"
 
-    @invariant()
-    def store_is_sound(self) -> None:
-        if (self.store_folder / "mirstore.json").exists():
-            report = verify(self.store_folder)
-            assert report.is_sound, report.problems.to_dict(orient="records")
-
 
 def test_store_life(scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class Life(StoreLife):
         pass
 
-    Life.scheduler = scheduler
+    Life.scheduler, Life.ran, Life.cuts = scheduler, Counter(), Counter()
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # no cut here is one of the power
+    a_name = SimpleNamespace(uuid4=lambda: uuid.UUID(int=Life.names.getrandbits(128)))
+    monkeypatch.setattr(parts_module, "uuid", a_name)
+    monkeypatch.setattr(erasures_module, "uuid", a_name)
+    # So low that the little that a life has is past them.
     monkeypatch.setattr(erasures_module, "DONE_FILES_KEPT", 1)
+    monkeypatch.setattr(index_module, "FILES_BEFORE_COMPACTION", 5)
+    monkeypatch.setattr(compaction_module, "TARGET_ROWS", 4 * SMALL_ROWS)
+    monkeypatch.setattr(compaction_module, "PARTS_A_COMMIT", 1)
+    usual = EXAMPLES == USUAL_EXAMPLES
     run_state_machine_as_test(
         Life,
         settings=settings(
@@ -738,5 +940,11 @@ def test_store_life(scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:
             stateful_step_count=STEPS,
             print_blob=True,
             suppress_health_check=list(HealthCheck),
+            # Making a failure short takes minutes.
+            phases=[Phase.generate] if usual else list(Phase),
         ),
     )
+    if usual:  # or the test has become thin
+        assert min(Life.ran[name] for name in EVERYTHING) >= LEAST_RUNS, Life.ran
+        assert min(Life.cuts[name] for name in COMMANDS) >= LEAST_CUTS, Life.cuts
+        assert Life.cuts.total() >= LEAST_CUTS_IN_ALL, Life.cuts
