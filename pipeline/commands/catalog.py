@@ -78,7 +78,12 @@ def check(catalog: CatalogOption = DEFAULT_CATALOG, as_json: JsonOption = False)
                     for name, its in found.collections.items()
                 ],
                 "features": [
-                    {"feature": f.name, "version": f.fingerprint, **f.parameters()} for f in features
+                    {
+                        "version": f"{f.name}@{f.fingerprint}",
+                        **{"feature": f.name, "fingerprint": f.fingerprint},
+                        **f.parameters(),
+                    }
+                    for f in features
                 ],
             }
         )

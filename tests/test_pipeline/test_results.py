@@ -68,6 +68,7 @@ def test_a_version_is_a_feature_and_its_fingerprint(three: Any) -> None:
     version = f"logmel@{logmel.fingerprint}"
     assert version in [row["version"] for row in three.run_json("features")["features"]]
     assert version in three.run("features").stdout
+    assert version in [row["version"] for row in three.run_json("catalog", "check")["features"]]
     before, snapshot = three.rows(), three.store.snapshot
     planned = three.run_json("drop", version, "--dry-run", "--force")
     assert (planned["version"], planned["dry_run"]) == (version, True)
