@@ -694,7 +694,7 @@ def test_store_of_which_all_was_forgotten(small: Any) -> None:
     removal.forget(small.store_folder, [track(name) for name in NAMES])
     assert verify(small.store_folder).is_sound
     assert small.run_json("status")["tracks"] == 0
-    assert small.run_json("prune") ["tracks"] == []
+    assert small.run_json("prune")["tracks"] == []
     assert small.run_json("compact")["emptied"] == 1
     small.run_json("gc", "--grace", "0", "--keep", "0")
     assert verify(small.store_folder).is_sound
