@@ -280,7 +280,7 @@ def test_new_version_from_the_cache_and_upkeep(remote: Any, url: str) -> None:
     assert remote.extract().computed == 6
     both = remote.rows()
     assert both.items() > before.items()
-    assert prune(url) == ["demo/song0.wav", "demo/song2.wav"]
+    assert prune(url).tracks == ("demo/song0.wav", "demo/song2.wav")
     for number in range(DONE_FILES_KEPT):
         Erasure(
             f"erased/{number:032x}.json", (Span("p", number, 1),), blocked=(f"{number}",), done=True
