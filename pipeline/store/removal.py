@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
@@ -34,7 +34,7 @@ class Pruned:
 
     tracks: tuple[str, ...]
     failed_files: tuple[str, ...]
-    unlisted: dict[str, int]
+    unlisted: dict[str, int] = field(default_factory=dict)
 
 
 def prune(place: Place, *, collection: str | None = None, dry_run: bool = False) -> Pruned:

@@ -242,7 +242,8 @@ def test_a_failed_track_with_features_is_left_of_its_collection(small: Any) -> N
     (small.music / "a.wav").rename(small.folder / "a.wav")
     (small.music / "a.wav").symlink_to("nowhere")
     assert small.extract().emptied == {}
-    assert removal.prune(small.store_folder) == removal.Pruned(tuple(map(track, NAMES[1:])), ())
+    removed = removal.prune(small.store_folder, collection="demo")
+    assert removed == removal.Pruned(tuple(map(track, NAMES[1:])), ())
 
 
 # Forget
@@ -867,7 +868,7 @@ def test_parts_without_live_rows_are_dropped(small: Any) -> None:
         (small.music / f"{name}.wav").unlink()
     replace_song(small, "x", 5)
     small.extract()
-    removal.prune(small.store_folder)
+    removal.prune(small.store_folder, collection="demo")
     before = small.rows()
     report = compact(small.store_folder)
     assert (report.rewritten, report.emptied, report.dead_rows) == (0, 1, 8)
