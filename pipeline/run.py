@@ -192,47 +192,17 @@ class Run:
     def take(self, batch: "Sequence[JobResult | Killer]") -> None:
         """Take note of what jobs brought, to be committed with the next."""
         from pipeline.cluster import Killer
-        from pipeline.jobs import ComputeJob
 
-        arrays: list[ArrayRow] = []
         tracks: list[TrackRow] = []
         for result in batch:
             if isinstance(result, Killer):
-                if isinstance(result.job, ComputeJob):
-                    names = ", ".join(f.name for f in result.job.features)
-                    self.damage.append(
-                        f"a worker died while computing {names} for part {result.job.part}. "
-                        "Give workers more memory (fewer --workers) and run again."
-                        if result.late_s is None
-                        else f"computing {names} for part {result.job.part} took longer than "
-                        f"{result.late_s:g} s. Raise --job-timeout and run again."
-                    )
-                    continue
-                tracks += [
-                    replace(
-                        track,
-                        status="failed",
-                        stage="worker",
-                        reason="the worker process died while decoding it"
-                        if result.late_s is None
-                        else f"took longer than {result.late_s:g} s",
-                    )
-                    for track in result.job.tracks
-                ]
-                continue
-            if result.damage:
+                tracks += self.convicted(result)
+            elif result.damage:
                 self.damage.append(result.damage)
-                continue
-            arrays += result.arrays
-            tracks += result.tracks
-            self.seconds.update(result.seconds)
-            self.worker_peaks[result.worker_pid] = max(self.worker_peaks[result.worker_pid], result.peak_rss)
-            if not result.tracks:
-                n_tracks = int(self.todo.parts.set_index("part").loc[result.arrays[0].part, "tracks"])
-                self.computed += n_tracks
-                self.progress.songs_done += n_tracks
-                self.progress.work_done += WORK_OF_COMPUTING * n_tracks
-        self.finished_arrays += arrays
+            else:
+                self.finished_arrays += result.arrays
+                tracks += result.tracks
+                self.measure(result)
         self.finished_tracks += self.kept(tracks)
         for track in tracks:
             self.progress.songs_done += 1
@@ -243,6 +213,36 @@ class Run:
             else:
                 self.failures += 1
         self.progress.failures = self.failures
+
+    def convicted(self, killer: "Killer") -> list[TrackRow]:
+        """Return the failed rows of the track that took a worker down; of a part it is damage."""
+        from pipeline.jobs import ComputeJob
+
+        if isinstance(killer.job, ComputeJob):
+            names = ", ".join(feature.name for feature in killer.job.features)
+            what = f"computing {names} for part {killer.job.part}"
+            self.damage.append(
+                f"a worker died while {what}. Give workers more memory (fewer --workers) and run again."
+                if killer.late_s is None
+                else f"{what} took longer than {killer.late_s:g} s. Raise --job-timeout and run again."
+            )
+            return []
+        reason = (
+            "the worker process died while decoding it"
+            if killer.late_s is None
+            else f"took longer than {killer.late_s:g} s"
+        )
+        return [replace(track, status="failed", stage="worker", reason=reason) for track in killer.job.tracks]
+
+    def measure(self, result: "JobResult") -> None:
+        """Add up what a job took; one from the cache also counts the tracks of its part."""
+        self.seconds.update(result.seconds)
+        self.worker_peaks[result.worker_pid] = max(self.worker_peaks[result.worker_pid], result.peak_rss)
+        if not result.tracks:
+            n_tracks = int(self.todo.parts.set_index("part").loc[result.arrays[0].part, "tracks"])
+            self.computed += n_tracks
+            self.progress.songs_done += n_tracks
+            self.progress.work_done += WORK_OF_COMPUTING * n_tracks
 
     def commit(self) -> None:
         """Make what jobs brought since the last commit visible."""
