@@ -109,11 +109,12 @@ def handler(site: Site) -> type[BaseHTTPRequestHandler]:
                     site.cut -= 1
                     content = content[: len(content) // 2]
                     self.close_connection = True
-                self.wfile.write(content)
+                # Before the client has all of it: it may ask for the next piece over another connection.
                 if "changes" in site.faults:
                     site.tag = '"two"'
                 if "changes weakly" in site.faults:
                     site.tag = 'W/"two"'
+                self.wfile.write(content)
 
     return Handler
 
