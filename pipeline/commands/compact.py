@@ -36,12 +36,18 @@ def compact(
         console().print("Nothing to compact." if not report.damage else "Nothing else to compact.")
     else:
         would = "would be " if dry_run else ""
-        console().print(
-            f"{counted(report.rewritten, 'part')} {would}rewritten into {report.made:,}, "
-            f"{report.emptied:,} without live rows {would}dropped: {report.rows:,} rows copied, "
-            f"{report.dead_rows:,} left behind. {readable_bytes(report.freed_bytes)} are free once `mirstore gc` "
-            "keeps no snapshot that names them."
-        )
+        told = []
+        if report.rewritten:
+            told.append(f"{counted(report.rewritten, 'part')} {would}rewritten into {report.made:,}")
+        if report.emptied:
+            told.append(f"{counted(report.emptied, 'part')} without live rows {would}dropped")
+        sums = f"{counted(report.rows, 'row')} copied, {counted(report.dead_rows, 'dead row')} left out."
+        console().print(f"{', '.join(told)}: {sums}")
+        if report.freed_bytes:
+            freed = readable_bytes(report.freed_bytes)
+            console().print(
+                f"{freed} {'would be' if dry_run else 'are'} free once `mirstore gc` keeps no snapshot that names them."
+            )
     for line in report.damage:
         typer.echo(f"mirstore: {line}", err=True)
     if report.damage:
