@@ -44,10 +44,8 @@ def compact(
         sums = f"{counted(report.rows, 'row')} copied, {counted(report.dead_rows, 'dead row')} left out."
         console().print(f"{', '.join(told)}: {sums}")
         if report.freed_bytes:
-            freed = readable_bytes(report.freed_bytes)
-            console().print(
-                f"{freed} {'would be' if dry_run else 'are'} free once `mirstore gc` keeps no snapshot that names them."
-            )
+            freed, are = readable_bytes(report.freed_bytes), "would be" if dry_run else "are"
+            console().print(f"{freed} {are} free once `mirstore gc` keeps no snapshot that names them.")
     for line in report.damage:
         typer.echo(f"mirstore: {line}", err=True)
     if report.damage:
