@@ -129,23 +129,21 @@ def forgetting_worn(folder: Path) -> Figures:
 
 def compacting(folder: Path) -> Figures:
     """Plan a compaction of 64 hollow parts."""
-    watch = Stopwatch()
-    with copied(folder) as store:
-        _beforehand("wear", store)
-        with watch("compact --dry-run"):
-            planned = compact(store, dry_run=True)
-        _check("hollow parts", planned.rewritten, _hollow(folder / "store"))
-    return watch.taken
+    return _compacted(folder, "compact --dry-run", dry_run=True)
 
 
 def rewriting(folder: Path) -> Figures:
     """Compact 64 hollow parts."""
+    return _compacted(folder, "compact of 64 parts", dry_run=False)
+
+
+def _compacted(folder: Path, name: str, *, dry_run: bool) -> Figures:
     watch = Stopwatch()
     with copied(folder) as store:
         _beforehand("wear", store)
-        with watch("compact of 64 parts"):
-            done = compact(store)
-        _check("hollow parts", done.rewritten, _hollow(folder / "store"))
+        with watch(name):
+            report = compact(store, dry_run=dry_run)
+        _check("hollow parts", report.rewritten, _hollow(folder / "store"))
     return watch.taken
 
 

@@ -259,7 +259,9 @@ def load_catalog(path: str | os.PathLike[str]) -> Catalog:
     try:
         content = file.read_bytes()
     except FileNotFoundError:
-        raise CatalogError(f"{shown}: there is no such file. Name the catalog with --catalog PATH.") from None
+        raise CatalogError(
+            f"{shown}: there is no such file. Name another, at the command line by --catalog PATH."
+        ) from None
     except OSError as error:
         raise CatalogError(f"{shown}: the catalog cannot be read: {error.strerror}.") from error
     try:

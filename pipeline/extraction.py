@@ -161,8 +161,9 @@ def extract(
 ) -> ExtractReport:
     """Bring the store up to date with the catalog.
 
-    A broken song becomes a row of ``store.failures``; a kill at any moment loses only the jobs in
-    flight, and the next call goes on from there.
+    A broken song becomes a row of ``store.failures``. A kill at any moment loses the jobs in flight and what
+    ended since the last commit, which is at most ten times as long ago as that one took; the next call goes on
+    from there.
 
     Parameters
     ----------

@@ -351,7 +351,9 @@ def test_what_is_no_yaml_mapping(tmp_path: Path, text: str, told: str) -> None:
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(CatalogError, match=r"no such file\. Name the catalog with --catalog PATH"):
+    with pytest.raises(
+        CatalogError, match=r"no such file\. Name another, at the command line by --catalog PATH"
+    ):
         load_catalog(tmp_path / "nowhere.yaml")
     with pytest.raises(CatalogError, match="cannot be read: Is a directory"):
         load_catalog(tmp_path)

@@ -59,7 +59,7 @@ def check_consistent(store: FeatureStore, expected: dict[tuple[str, str], bytes]
     return set(tracks.index)
 
 
-def test_kill_at_any_moment_loses_only_jobs_in_flight(empty_project: Any, start: Any) -> None:
+def test_kill_at_any_moment_loses_nothing_committed(empty_project: Any, start: Any) -> None:
     fill(empty_project, N_SONGS)
     begun = time.monotonic()
     assert start().wait(HANG_S) == 0

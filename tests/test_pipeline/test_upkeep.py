@@ -242,6 +242,8 @@ def test_a_failed_track_with_features_is_left_of_its_collection(small: Any) -> N
     (small.music / "a.wav").rename(small.folder / "a.wav")
     (small.music / "a.wav").symlink_to("nowhere")
     assert small.extract().emptied == {}
+    with pytest.raises(StoreError, match="3 of the 4 tracks of demo"):
+        removal.prune(small.store_folder)
     removed = removal.prune(small.store_folder, collection="demo")
     assert removed == removal.Pruned(tuple(map(track, NAMES[1:])), ())
 
